@@ -1,0 +1,1 @@
+"""Backchannel: conversations with language models over gRPC."""
