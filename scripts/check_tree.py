@@ -18,7 +18,7 @@ MAX_BYTES = 7 * 1024 * 1024
 # Written so that this file does not match itself.
 FORBIDDEN = {
     "address of a package index": re.compile(
-        r"(?:files\.)?pythonhosted\.org|\bpypi\.org/|registry\.npmjs|registry\.yarnpkg"
+        r"(?:files\.)?pythonhosted\.org|\bpypi\.org\b|registry\.npmjs|registry\.yarnpkg"
         r"|proxy\.golang\.org|static\.crates\.io|\bdeb\.debian\.org|\bbuf\.build/"
     ),
     "option that names a package index": re.compile(
