@@ -1,0 +1,1 @@
+"""What makes sessions run: turns, deadlines, readers, the committer."""

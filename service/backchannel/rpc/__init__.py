@@ -1,0 +1,1 @@
+"""The gRPC doors: thin servicers, interceptors, health, reflection, drain."""

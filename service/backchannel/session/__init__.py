@@ -1,0 +1,1 @@
+"""The conversation itself: pure, without I/O, tasks or a clock."""
