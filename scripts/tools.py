@@ -103,7 +103,7 @@ def go(*arguments: str | Path, cwd: Path, env: Mapping[str, str] | None = None) 
     """Run the go command in a module of ours, with what is pinned there and nothing else."""
     path = find_go()
     if path is None:
-        raise FileNotFoundError("no Go")
+        raise FileNotFoundError(f"needs go: {why_missing('go')}")
     # No cgo: a machine without a C compiler will do. No toolchain of Go's own choice.
     ours = {"CGO_ENABLED": "0", "GOTOOLCHAIN": "local", "GOWORK": "off"}
     run(path, *arguments, cwd=cwd, env=ours | dict(env or {}))
@@ -223,16 +223,22 @@ def locked() -> IO[str]:
 def main() -> None:
     """Install every tool that lacks; note what failed, and leave the verdict to the tests."""
     with locked():
+        FAILURES.unlink(missing_ok=True)
         failures: dict[str, str] = {}
+        # Several tools may come with one installer, which is run once.
+        failed: dict[Callable[[], None], str] = {}
         for tool in TOOLS.values():
             if tool.find() is not None:
                 continue
-            print(f"Installing {tool.name} into .tools/ for the tests.", flush=True)
-            try:
-                tool.install()
-            except (OSError, subprocess.CalledProcessError) as error:
-                failures[tool.name] = reason(error)
-        FAILURES.write_text(json.dumps(failures, indent=2), encoding="utf-8")
+            if tool.install not in failed:
+                print(f"Installing {tool.name} into .tools/ for the tests.", flush=True)
+                try:
+                    tool.install()
+                    continue
+                except (OSError, subprocess.CalledProcessError) as error:
+                    failed[tool.install] = reason(error)
+            failures[tool.name] = failed[tool.install]
+            FAILURES.write_text(json.dumps(failures, indent=2), encoding="utf-8")
 
 
 if __name__ == "__main__":
