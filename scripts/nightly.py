@@ -101,6 +101,7 @@ def write(results: Path, arguments: list[str]) -> None:
         *figures(cases),
         "",
     ]
+    REPORT.parent.mkdir(exist_ok=True)
     REPORT.write_text("\n".join(page), encoding="utf-8")
 
 
