@@ -87,7 +87,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """One or more tokens of text; `text` may be empty when the tokens have none yet."""
+    """Tokens of text.
+
+    `text` may be empty when the tokens have none yet; `token_count` is 0 for the rest of a token
+    that was counted with its beginning.
+    """
 
     text: str
     token_count: int
@@ -199,7 +203,11 @@ class Engine(Protocol):
         ...
 
     def start(self, prompt: Prompt) -> Generation:
-        """Begin a generation."""
+        """Begin a generation.
+
+        Raises:
+            BackchannelError: As `check`, and `ENGINE_UNAVAILABLE`.
+        """
         ...
 
     async def __aenter__(self) -> Self:
