@@ -1,0 +1,200 @@
+"""`backchannel serve`: run the service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from backchannel.config import ServeConfig
+    from backchannel.rpc.server import Server
+
+# What a shell gets for a command that was given wrongly, and for one that failed.
+EXIT_USAGE: Final = 2
+EXIT_FAILED: Final = 1
+EXIT_SIGNAL: Final = 128
+
+_STORAGE = "Storage and models"
+_NETWORK = "Network"
+_PROCESS = "Process"
+
+
+def serve(
+    listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Where to listen: host:port, \\[ipv6]:port or unix:/path; port 0 takes a free one."
+            " Default: 127.0.0.1:50051.",
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    anonymous: Annotated[
+        bool | None,
+        typer.Option(
+            "--anonymous",
+            help="Let anybody in who reaches the address. Without it only this machine can.",
+            show_default=False,
+            rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    engine: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An engine to open, such as llama; may be given several times. scripted (echo,"
+            " count and other models that need nothing) is always there. Default: what runs here.",
+            rich_help_panel=_STORAGE,
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="The model for sessions that name none: engine/name, or the path of a GGUF file."
+            " Default: the first engine's first.",
+            rich_help_panel=_STORAGE,
+        ),
+    ] = None,
+    log: Annotated[
+        str | None,
+        typer.Option(
+            help="Where sessions are kept: sqlite:///absolute/path, or memory, which forgets."
+            " Default: a SQLite file in the user's state folder.",
+            rich_help_panel=_STORAGE,
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="A TOML file with the same settings by their names (listen, engine, …).",
+            envvar="BACKCHANNEL_CONFIG",
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
+    drain_grace: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that a stop (SIGTERM, Ctrl-C) may take; running answers get most of them"
+            " to end. Default: 10.",
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"] | None,
+        typer.Option(
+            help="How much the service says on standard error. Default: info.",
+            show_default=False,
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
+    log_format: Annotated[
+        Literal["auto", "json", "pretty"] | None,
+        typer.Option(
+            help="auto is for people on a terminal and JSON elsewhere. Default: auto.",
+            show_default=False,
+            rich_help_panel=_PROCESS,
+        ),
+    ] = None,
+) -> None:
+    """Run the service until it is told to stop.
+
+    Every option can also be an environment variable (BACKCHANNEL_LISTEN, BACKCHANNEL_ENGINE=a,b, …)
+    or a line of the TOML file; options win over variables, and these over the file.
+
+    **Examples**
+
+    - `backchannel serve` — the built-in model, for this machine alone
+
+    - `backchannel serve --engine scripted --log memory` — for tests: nothing to load or keep
+
+    - `backchannel serve --model ~/models/qwen.gguf` — any model llama.cpp can load
+
+    - `backchannel serve --listen 0.0.0.0:50051 --anonymous` — for everybody on the network
+
+    - `BACKCHANNEL_LOG=sqlite:////var/lib/backchannel/log.db backchannel serve --config bc.toml`
+
+    The first SIGTERM or Ctrl-C drains: clients are told to go elsewhere, running answers may end.
+    The second one stops at once.
+    """
+    given = {
+        "listen": listen,
+        "anonymous": anonymous,
+        "engine": tuple(engine) if engine else None,
+        "model": model,
+        "log": log,
+        "drain_grace_s": drain_grace,
+        "log_level": log_level,
+        "log_format": log_format,
+    }
+    flags = {name: value for name, value in given.items() if value is not None}
+
+    # After parsing, so that --help and mistakes are answered at once.
+    import asyncio
+
+    from backchannel import logging
+    from backchannel.config import ConfigError, ServeConfig
+
+    try:
+        settings = ServeConfig.load(flags, config)
+    except ConfigError as error:
+        _complain(str(error))
+        raise typer.Exit(EXIT_USAGE) from None
+    logging.configure(settings.log_level, settings.log_format)
+    raise typer.Exit(asyncio.run(_run(settings)))
+
+
+async def _run(config: ServeConfig) -> int:
+    """Serve until a signal comes; the exit code."""
+    import asyncio
+    import os
+    import signal
+
+    from backchannel.errors import BackchannelError
+    from backchannel.rpc.server import ListenError, Server
+
+    stop = asyncio.Event()
+
+    def on_signal(number: int) -> None:
+        if stop.is_set():
+            # Engines run native threads, and whoever asks twice will not wait for them.
+            os._exit(EXIT_SIGNAL + number)
+        stop.set()
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, on_signal, number)
+    try:
+        async with Server(config) as server:
+            _greet(server)
+            await stop.wait()
+            typer.echo(
+                f"Stopping within {config.drain_grace_s:g} s; once more stops at once.", err=True
+            )
+    except ListenError as error:
+        _complain(str(error))
+        return EXIT_USAGE
+    except BackchannelError as error:
+        _complain(f"{error.field}: {error}" if error.field else str(error))
+        return EXIT_FAILED
+    return 0
+
+
+def _greet(server: Server) -> None:
+    """Say what runs, and what to do next."""
+    for problem in server.engines.problems:
+        _complain(f"the engine {problem.engine} is not there: {problem.message}", "Note")
+    address = str(server.address)
+    others = "" if address == "127.0.0.1:50051" else f" --server {address}"
+    typer.echo(
+        f"Backchannel listens on {address}\n"
+        f"  model  {server.engines.default_model}\n"
+        f"  log    {server.log_address}\n"
+        "Try, in another terminal:\n"
+        f"  backchannel chat{others}\n"
+        f"  grpcurl -plaintext {address} list"
+    )
+
+
+def _complain(message: str, kind: str = "Error") -> None:
+    for line in message.splitlines():
+        typer.echo(f"{kind}: {line}", err=True)

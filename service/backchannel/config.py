@@ -1,0 +1,210 @@
+"""How the service is to run: one frozen object, filled from four places.
+
+Flags win over environment variables (`BACKCHANNEL_` and the field's name in capitals), these over
+the TOML file, and that over the defaults.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, Self
+
+from platformdirs import user_state_path
+from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from backchannel.host.config import HostConfig
+from backchannel.listen import Address
+from backchannel.logging import LogFormat, LogLevel
+
+ENV_PREFIX: Final = "BACKCHANNEL_"
+
+
+class ConfigError(Exception):
+    """The configuration is wrong; each line of the message names a field and a remedy."""
+
+
+def default_log() -> str:
+    """A SQLite file in the user's state folder, which is where programs keep what must survive.
+
+    Source: https://specifications.freedesktop.org/basedir-spec/ (`XDG_STATE_HOME`).
+    """
+    return f"sqlite:///{user_state_path('backchannel', appauthor=False) / 'sessions.db'}"
+
+
+class ServeConfig(BaseSettings):
+    """What `backchannel serve` needs to know. Durations in seconds, sizes in bytes.
+
+    Attributes:
+        listen: `host:port`, `[ipv6]:port` or `unix:/path`. Port 0 takes a free one.
+        anonymous: Whether strangers may reach it: only then may `listen` be off loopback.
+        engine: Names of the engines to open; `scripted` is always there. Empty: what this machine
+            can run.
+        engine_options: Settings of each engine by its name, as the engine documents them.
+        model: The default model as `engine/name`, or the path of a GGUF file. Empty: the first
+            engine's first.
+        log: Where sessions are kept: `sqlite:///path` or `memory`.
+        drain_grace_s: How long a stop may take in all: running answers get most of it to end.
+        log_level: How much the service says about itself.
+        log_format: How it says it.
+        reuse_port: Whether several processes may share the port (`SO_REUSEPORT`).
+        keepalive_time_s: How long a connection may be silent before the server asks whether the
+            client is still there.
+        keepalive_timeout_s: How long it waits for the answer before it gives the connection up.
+        max_streams_per_connection: Calls at a time on one connection; more wait in the client.
+        max_calls: Calls at a time in all; more are refused with RESOURCE_EXHAUSTED.
+        sessions: Limits and times of sessions.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        validate_default=True,
+    )
+
+    listen: str = "127.0.0.1:50051"
+    anonymous: bool = False
+    engine: Annotated[tuple[str, ...], NoDecode] = ()
+    engine_options: Mapping[str, Mapping[str, object]] = {}
+    model: str = ""
+    log: str = Field(default_factory=default_log)
+    drain_grace_s: float = Field(default=10.0, ge=0, le=3600)
+    log_level: LogLevel = LogLevel.INFO
+    log_format: LogFormat = LogFormat.AUTO
+    reuse_port: bool = False
+    keepalive_time_s: float = Field(default=20.0, ge=1, le=3600)
+    keepalive_timeout_s: float = Field(default=5.0, ge=0.1, le=600)
+    max_streams_per_connection: int = Field(default=4096, ge=1)
+    max_calls: int = Field(default=16384, ge=1)
+    sessions: HostConfig = HostConfig()
+
+    @property
+    def address(self) -> Address:
+        """`listen`, understood."""
+        return Address.parse(self.listen)
+
+    @classmethod
+    def load(cls, flags: Mapping[str, object], toml: Path | None = None) -> Self:
+        """Read all four places.
+
+        Args:
+            flags: What was given on the command line, by field name.
+            toml: The file; None for none.
+
+        Raises:
+            ConfigError: Something in one of them is wrong.
+        """
+        if toml is not None:
+            _check_readable(toml)
+
+        class FromFile(cls):  # type: ignore[misc,valid-type]  # the way pydantic takes a file name
+            model_config = SettingsConfigDict(toml_file=toml)
+
+        try:
+            loaded = FromFile(**flags)
+        except ValidationError as error:
+            raise ConfigError(_explain(error, flags, toml)) from None
+        return cls.model_construct(**loaded.model_dump())
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """The order: what stands first wins."""
+        return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        """An environment variable holds a list as `a,b`."""
+        if isinstance(value, str):
+            return tuple(name.strip() for name in value.split(",") if name.strip())
+        return value
+
+    @field_validator("listen")
+    @classmethod
+    def _check_listen(cls, value: str) -> str:
+        Address.parse(value)
+        return value
+
+    @field_validator("log")
+    @classmethod
+    def _check_log(cls, value: str) -> str:
+        scheme, separator, rest = value.partition("://")
+        if value != "memory" and not (separator and scheme and rest):
+            raise ValueError("write memory, or sqlite:///absolute/path/of/a/file")
+        return value
+
+    @model_validator(mode="after")
+    def _check_exposure(self) -> Self:
+        """Session ids are the only secret there is, so strangers come in by choice alone."""
+        if not self.anonymous and not self.address.is_local:
+            raise ValueError(
+                f"listen: {self.listen} can be reached from other machines, and anybody who"
+                " reaches it may use it; listen on 127.0.0.1, or say --anonymous if that is meant"
+            )
+        return self
+
+
+def _check_readable(toml: Path) -> None:
+    """Refuse a file that pydantic would pass over in silence, or fail on without its name."""
+    try:
+        tomllib.loads(toml.read_text())
+    except OSError as error:
+        raise ConfigError(
+            f"--config: cannot read {toml}: {error.strerror}; name a TOML file that exists"
+        ) from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config: {toml} is not TOML: {error}") from None
+
+
+def _explain(error: ValidationError, flags: Mapping[str, object], toml: Path | None) -> str:
+    """One line for each fault: where the value came from, what is wrong, what was found."""
+    lines = []
+    for fault in error.errors():
+        message = fault["msg"].removeprefix("Value error, ")
+        if not fault["loc"]:
+            lines.append(message)
+            continue
+        field = str(fault["loc"][0])
+        if fault["type"] == "extra_forbidden":
+            known = ", ".join(sorted(ServeConfig.model_fields))
+            lines.append(
+                f"{toml or 'configuration'}: no setting is called {field}; there are {known}"
+            )
+            continue
+        message = message[:1].lower() + message[1:]
+        lines.append(f"{_origin(field, flags, toml)}: {message} (found {_shown(fault['input'])})")
+    return "\n".join(lines)
+
+
+def _origin(field: str, flags: Mapping[str, object], toml: Path | None) -> str:
+    """Where a value came from, the way the person wrote it."""
+    import os
+
+    if field in flags:
+        return "--" + field.removesuffix("_s").replace("_", "-")
+    variable = ENV_PREFIX + field.upper()
+    if variable in os.environ:
+        return variable
+    return f"{field} in {toml}" if toml else field
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:79] + "…"

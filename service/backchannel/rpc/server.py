@@ -1,0 +1,176 @@
+"""The server: everything that has to be there for sessions to run, opened and closed in order.
+
+async with Server(config) as server:
+    print(server.address)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Final, Self
+
+import grpc
+import structlog
+
+from backchannel.config import ServeConfig
+from backchannel.engines.registry import EngineRegistry
+from backchannel.host.host import Host
+from backchannel.listen import Address
+from backchannel.log.registry import open_log
+from backchannel.rpc import conversation, reflection, settings
+from backchannel.rpc.conversation import Conversations
+from backchannel.rpc.health import SERVICE_NAME as HEALTH
+from backchannel.rpc.health import Health
+from backchannel.rpc.interceptor import Guard
+from backchannel.rpc.models import Models
+from backchannel.rpc.probe import Probe
+from backchannel.v1 import (
+    model_service_pb2,
+    model_service_pb2_grpc,
+    probe_service_pb2,
+    probe_service_pb2_grpc,
+)
+
+SERVICES: Final = (
+    conversation.SERVICE,
+    model_service_pb2.DESCRIPTOR.services_by_name["ModelService"].full_name,
+    probe_service_pb2.DESCRIPTOR.services_by_name["ProbeService"].full_name,
+)
+
+# Of the time that a stop may take: what running answers get. The rest is for telling readers,
+# for calls that are nearly done, and for closing what is open.
+_TURNS_SHARE: Final = 0.8
+# After the sessions have ended their streams, what is left are calls that nobody reads.
+_STRAGGLERS_S: Final = 1.0
+
+_log = structlog.get_logger(__name__)
+
+
+class ListenError(Exception):
+    """The address cannot be listened at; the message says why and what to do."""
+
+
+class Server:
+    """One process of the service. An async context manager: inside the block it serves.
+
+    Args:
+        config: How it is to run.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self._exits = AsyncExitStack()
+        self._health = Health(SERVICES)
+        self._leaving = False
+
+    address: Address
+    """Where it listens, with the port that was really taken."""
+    host: Host
+    """Where the sessions run."""
+    engines: EngineRegistry
+    """What can be talked to."""
+    log_address: str
+    """Where sessions are kept, for people."""
+
+    @property
+    def port(self) -> int:
+        """The TCP port that was really taken.
+
+        Raises:
+            ValueError: It listens on a Unix socket.
+        """
+        if self.address.port is None:
+            raise ValueError(f"{self.address} has no port")
+        return self.address.port
+
+    async def __aenter__(self) -> Self:
+        """Open everything, take up what a process before this one left, and serve.
+
+        Raises:
+            ListenError: The address is taken, or not this machine's.
+            BackchannelError: The log or an engine cannot be opened; says what to do.
+        """
+        async with AsyncExitStack() as exits:
+            self._grpc = grpc.aio.server(
+                interceptors=(Guard(),),
+                options=settings.server_options(self.config),
+                maximum_concurrent_rpcs=self.config.max_calls,
+            )
+            # First what fails fastest: a port that is taken, before seconds of loading a model.
+            self.address = _bind(self._grpc, self.config.address)
+            exits.push_async_callback(self._grpc.stop, None)
+            log = await exits.enter_async_context(open_log(self.config.log))
+            self.log_address = log.address
+            self.engines = await exits.enter_async_context(settings.engines(self.config))
+            self.host = await exits.enter_async_context(
+                Host(log=log, engines=self.engines, config=self.config.sessions)
+            )
+            self._register()
+            await self._health.starting()
+            await self._grpc.start()
+            await self.host.recover()
+            await self._health.serving()
+            self._exits = exits.pop_all()
+        _log.info(
+            "serving",
+            address=str(self.address),
+            log=self.log_address,
+            model=self.engines.default_model,
+        )
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        """Drain with the configured grace and close everything."""
+        try:
+            await self.drain(self.config.drain_grace_s)
+        finally:
+            await self._exits.aclose()
+
+    async def drain(self, grace_s: float) -> None:
+        """Leave politely: no new work, running answers to their end, readers sent elsewhere.
+
+        gRPC's own way of stopping tells nobody in time: handlers cannot see it, and at its end it
+        cuts what is left. So the streams are ended here first, each with its status.
+
+        Args:
+            grace_s: How long it may take in all.
+        """
+        if self._leaving:
+            return
+        self._leaving = True
+        end_s = asyncio.get_running_loop().time() + grace_s
+        _log.info("draining", grace_s=grace_s)
+        await self._health.leaving(timeout_s=0.1 * grace_s)
+        await self.host.drain(_TURNS_SHARE * grace_s)
+        left_s = max(0.0, end_s - asyncio.get_running_loop().time())
+        await self._grpc.stop(min(_STRAGGLERS_S, left_s))
+        _log.info("drained")
+
+    def _register(self) -> None:
+        server = self._grpc
+        server.add_generic_rpc_handlers((Conversations(self.host).handlers(),))
+        model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(self.engines), server)
+        probe_service_pb2_grpc.add_ProbeServiceServicer_to_server(Probe(), server)
+        self._health.register(server)
+        reflection.register(server, (*SERVICES, HEALTH))
+
+
+def _bind(server: grpc.aio.Server, address: Address) -> Address:
+    """Take the port."""
+    try:
+        port = server.add_insecure_port(str(address))
+    except RuntimeError:
+        # gRPC tells the reason on standard error only.
+        raise ListenError(
+            f"cannot listen on {address}: another program listens there, or the address is not"
+            " this machine's; stop the other one, or choose another with --listen"
+            " (port 0 takes a free one)"
+        ) from None
+    return address.with_port(port)

@@ -1,0 +1,52 @@
+"""From the service's configuration to what gRPC and the engines are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Final
+
+from backchannel.config import ServeConfig
+from backchannel.engines.registry import DEFAULT_ENGINES, EngineRegistry
+from backchannel.rpc.wire import MAX_TRANSPORT_BYTES
+
+_MIN_CLIENT_PING_MS: Final = 1_000
+
+GGUF: Final = ".gguf"
+
+
+def server_options(config: ServeConfig) -> list[tuple[str, int]]:
+    """Channel arguments of the server.
+
+    Source: https://grpc.github.io/grpc/core/group__grpc__arg__keys.html
+    """
+    time_ms = round(config.keepalive_time_s * 1000)
+    timeout_ms = round(config.keepalive_timeout_s * 1000)
+    return [
+        ("grpc.so_reuseport", int(config.reuse_port)),
+        ("grpc.max_receive_message_length", MAX_TRANSPORT_BYTES),
+        # A single event may be as large as what was taken in; there is nothing larger.
+        ("grpc.max_send_message_length", MAX_TRANSPORT_BYTES),
+        ("grpc.max_concurrent_streams", config.max_streams_per_connection),
+        # A frozen peer is noticed only if both time-outs are set: the second governs the ping that
+        # the first asks for, and is a minute by default.
+        ("grpc.keepalive_time_ms", time_ms),
+        ("grpc.keepalive_timeout_ms", timeout_ms),
+        ("grpc.http2.ping_timeout_ms", timeout_ms),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        # Clients ask too whether we are there. By default a server that is asked more often than
+        # every 5 minutes answers ENHANCE_YOUR_CALM and hangs up.
+        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
+    ]
+
+
+def engines(config: ServeConfig) -> EngineRegistry:
+    """The engines to open, and the default model."""
+    names = config.engine or (*DEFAULT_ENGINES, *config.engine_options)
+    settings = {name: config.engine_options.get(name, {}) for name in names}
+    default_model = config.model
+    if default_model.endswith(GGUF):
+        path = Path(default_model).expanduser().absolute()
+        settings["llama"] = {**settings.get("llama", {}), "model": str(path)}
+        default_model = f"llama/{path.stem}"
+    return EngineRegistry(settings, default_model=default_model)
