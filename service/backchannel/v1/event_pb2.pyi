@@ -511,7 +511,7 @@ class ToolCallCancelled(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     reason: _builtins.str
-    """`INTERRUPTED`, `DEADLINE`, `DISCONNECTED`, `ERROR`, `TIMED_OUT`."""
+    """`INTERRUPTED`, `DEADLINE`, `DISCONNECTED`, `ERROR`, `CLOSED`."""
     def __init__(
         self,
         *,

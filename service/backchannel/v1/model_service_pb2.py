@@ -24,14 +24,13 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"backchannel/v1/model_service.proto\x12\x0e\x62\x61\x63kchannel.v1\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.backchannel.v1.Model\"\\\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t2c\n\x0cModelService\x12S\n\nListModels\x12!.backchannel.v1.ListModelsRequest\x1a\".backchannel.v1.ListModelsResponseB[\n\x12\x64\x65v.backchannel.v1P\x01ZCgithub.com/backchannel/backchannel/gen/backchannel/v1;backchannelv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"backchannel/v1/model_service.proto\x12\x0e\x62\x61\x63kchannel.v1\"\x13\n\x11ListModelsRequest\";\n\x12ListModelsResponse\x12%\n\x06models\x18\x01 \x03(\x0b\x32\x15.backchannel.v1.Model\"\\\n\x05Model\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x13\n\x0b\x64\x65scription\x18\x02 \x01(\t\x12\x1a\n\x12max_context_tokens\x18\x03 \x01(\r\x12\x14\n\x0c\x63\x61pabilities\x18\x04 \x03(\t2c\n\x0cModelService\x12S\n\nListModels\x12!.backchannel.v1.ListModelsRequest\x1a\".backchannel.v1.ListModelsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'backchannel.v1.model_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\022dev.backchannel.v1P\001ZCgithub.com/backchannel/backchannel/gen/backchannel/v1;backchannelv1'
+  DESCRIPTOR._loaded_options = None
   _globals['_LISTMODELSREQUEST']._serialized_start=54
   _globals['_LISTMODELSREQUEST']._serialized_end=73
   _globals['_LISTMODELSRESPONSE']._serialized_start=75

@@ -26,14 +26,13 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"backchannel/v1/probe_service.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"a\n\x0cProbeRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rpadding_bytes\x18\x03 \x01(\r\"^\n\rProbeResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12-\n\tsend_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07padding\x18\x03 \x01(\x0c\x32V\n\x0cProbeService\x12\x46\n\x05Probe\x12\x1c.backchannel.v1.ProbeRequest\x1a\x1d.backchannel.v1.ProbeResponse0\x01\x42[\n\x12\x64\x65v.backchannel.v1P\x01ZCgithub.com/backchannel/backchannel/gen/backchannel/v1;backchannelv1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"backchannel/v1/probe_service.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"a\n\x0cProbeRequest\x12\r\n\x05\x63ount\x18\x01 \x01(\r\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x15\n\rpadding_bytes\x18\x03 \x01(\r\"^\n\rProbeResponse\x12\r\n\x05index\x18\x01 \x01(\r\x12-\n\tsend_time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0f\n\x07padding\x18\x03 \x01(\x0c\x32V\n\x0cProbeService\x12\x46\n\x05Probe\x12\x1c.backchannel.v1.ProbeRequest\x1a\x1d.backchannel.v1.ProbeResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'backchannel.v1.probe_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
-  _globals['DESCRIPTOR']._loaded_options = None
-  _globals['DESCRIPTOR']._serialized_options = b'\n\022dev.backchannel.v1P\001ZCgithub.com/backchannel/backchannel/gen/backchannel/v1;backchannelv1'
+  DESCRIPTOR._loaded_options = None
   _globals['_PROBEREQUEST']._serialized_start=119
   _globals['_PROBEREQUEST']._serialized_end=216
   _globals['_PROBERESPONSE']._serialized_start=218

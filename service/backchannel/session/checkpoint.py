@@ -1,0 +1,200 @@
+"""The folded state as bytes, so that the log may drop the events before it.
+
+Private to the service and versioned: a reader refuses a version it does not know. Made only while
+nothing runs, so a running turn or an open call is always told by events that are still there.
+The encoding is JSON, with protobuf messages as base64 of their bytes.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from typing import Any, Final, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from backchannel.errors import BackchannelError, Reason
+from backchannel.session.configuration import SECOND_NS
+from backchannel.session.receipts import FrameRecord
+from backchannel.session.state import Queued, SessionState
+from backchannel.session.table import Phase
+from backchannel.session.turn import Call, Mark, Pace, Round, Turn
+from backchannel.v1 import event_pb2, session_pb2
+
+VERSION: Final = 1
+FRAMES_KEPT_NS: Final = 24 * 3600 * SECOND_NS
+
+_M = TypeVar("_M", bound=Message)
+
+
+def _pack(message: Message | None) -> str | None:
+    if message is None:
+        return None
+    return base64.b64encode(message.SerializeToString()).decode()
+
+
+def _unpack(kind: type[_M], text: str) -> _M:
+    message = kind()
+    message.ParseFromString(base64.b64decode(text))
+    return message
+
+
+def dump(state: SessionState) -> bytes:
+    """Encode a state.
+
+    Raises:
+        ValueError: A turn runs.
+    """
+    if state.phase is not Phase.IDLE:
+        raise ValueError(f"no checkpoint while {state.phase.value}")
+    oldest_ns = state.update_ns - FRAMES_KEPT_NS
+    record: dict[str, Any] = {
+        "version": VERSION,
+        "session_id": state.session_id,
+        "config": _pack(state.config),
+        "config_digest": state.config_digest.hex(),
+        "last_seq": state.last_seq,
+        "create_ns": state.create_ns,
+        "update_ns": state.update_ns,
+        "content_bytes": state.content_bytes,
+        "total_usage": _pack(state.total_usage),
+        "turns": [_dump_turn(turn) for turn in state.turns],
+        "queue": [
+            [queued.frame_id, _pack(queued.message), queued.seq, queued.time_ns, queued.urgent]
+            for queued in state.queue
+        ],
+        "frames": [
+            [frame_id, frame.digest.hex(), frame.seq, frame.turn_id, frame.time_ns, frame.rank]
+            for frame_id, frame in state.frames.applied()
+            if frame.time_ns >= oldest_ns
+        ],
+    }
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _dump_turn(turn: Turn) -> dict[str, Any]:
+    return {
+        "turn_id": turn.turn_id,
+        "frame_ids": turn.frame_ids,
+        "inputs": [_pack(message) for message in turn.inputs],
+        "model": turn.model,
+        "times": [turn.accepted_ns, turn.started_ns, turn.started_seq],
+        "text": turn.text,
+        "reasoning": turn.reasoning,
+        "marks": [
+            [mark.seq, mark.channel, mark.end, mark.tokens, mark.call_id] for mark in turn.marks
+        ],
+        "calls": [
+            [
+                call.call_id,
+                call.name,
+                call.ready,
+                call.arguments_json,
+                call.idle_deadline_ns,
+                call.deadline_ns,
+                call.outcome,
+                _pack(call.result),
+                call.late_results,
+            ]
+            for call in turn.calls
+        ],
+        "rounds": [[one.text_end, one.reasoning_end, one.calls_end] for one in turn.rounds],
+        "delivered_tokens": turn.delivered_tokens,
+        "kept": [turn.kept_chars, turn.kept_reasoning_chars, turn.truncated],
+        "finish_reason": turn.finish_reason,
+        "usage": _pack(turn.usage),
+    }
+
+
+def load(data: bytes) -> SessionState:
+    """Decode a state.
+
+    Raises:
+        BackchannelError: `LOG_CORRUPT`: the bytes are damaged or of another version.
+    """
+    try:
+        record = json.loads(data)
+        if record["version"] != VERSION:
+            raise BackchannelError(
+                Reason.LOG_CORRUPT,
+                f"a checkpoint of this session has version {record['version']}, "
+                f"this program reads {VERSION}; use the program that wrote it",
+            )
+        return _load(record)
+    except (ValueError, KeyError, TypeError, IndexError, DecodeError, RecursionError) as error:
+        raise BackchannelError(
+            Reason.LOG_CORRUPT, "a checkpoint of this session is damaged"
+        ) from error
+
+
+def _load(record: dict[str, Any]) -> SessionState:
+    state = SessionState(
+        session_id=record["session_id"],
+        config=_unpack(session_pb2.SessionConfig, record["config"]),
+        config_digest=bytes.fromhex(record["config_digest"]),
+        phase=Phase.IDLE,
+        last_seq=record["last_seq"],
+        create_ns=record["create_ns"],
+        update_ns=record["update_ns"],
+        content_bytes=record["content_bytes"],
+        total_usage=_unpack(session_pb2.Usage, record["total_usage"]),
+        turns=[_load_turn(turn) for turn in record["turns"]],
+    )
+    state.calls = {call.call_id: call for turn in state.turns for call in turn.calls}
+    for frame_id, message, seq, time_ns, urgent in record["queue"]:
+        state.queue.append(
+            Queued(frame_id, _unpack(session_pb2.UserMessage, message), seq, time_ns, bool(urgent))
+        )
+    for frame_id, digest, seq, turn_id, time_ns, rank in record["frames"]:
+        state.frames.restore(
+            frame_id, FrameRecord(bytes.fromhex(digest), seq, turn_id, time_ns, rank)
+        )
+    return state
+
+
+def _load_turn(record: dict[str, Any]) -> Turn:
+    accepted_ns, started_ns, started_seq = record["times"]
+    kept_chars, kept_reasoning_chars, truncated = record["kept"]
+    usage = record["usage"]
+    return Turn(
+        turn_id=record["turn_id"],
+        frame_ids=record["frame_ids"],
+        inputs=[_unpack(session_pb2.UserMessage, message) for message in record["inputs"]],
+        model=record["model"],
+        accepted_ns=accepted_ns,
+        started_ns=started_ns,
+        started_seq=started_seq,
+        text_parts=[record["text"]],
+        text_chars=len(record["text"]),
+        reasoning_parts=[record["reasoning"]],
+        reasoning_chars=len(record["reasoning"]),
+        marks=[
+            Mark(seq, event_pb2.Channel.ValueType(channel), end, tokens, call_id)
+            for seq, channel, end, tokens, call_id in record["marks"]
+        ],
+        calls=[_load_call(record["turn_id"], call) for call in record["calls"]],
+        rounds=[Round(*one) for one in record["rounds"]],
+        delivered_tokens=record["delivered_tokens"],
+        pace=Pace(),
+        kept_chars=kept_chars,
+        kept_reasoning_chars=kept_reasoning_chars,
+        truncated=truncated,
+        finish_reason=record["finish_reason"],
+        usage=_unpack(session_pb2.Usage, usage) if usage is not None else None,
+    )
+
+
+def _load_call(turn_id: str, record: list[Any]) -> Call:
+    call_id, name, ready, arguments, idle_ns, deadline_ns, outcome, result, late = record
+    return Call(
+        call_id=call_id,
+        turn_id=turn_id,
+        name=name,
+        ready=ready,
+        arguments=[arguments],
+        idle_deadline_ns=idle_ns,
+        deadline_ns=deadline_ns,
+        outcome=outcome,
+        result=_unpack(session_pb2.ToolResult, result) if result is not None else None,
+        late_results=late,
+    )

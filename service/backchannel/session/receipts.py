@@ -1,0 +1,90 @@
+"""Exactly-once input: which frames have been applied, and what they were answered.
+
+Frames that caused an event are known from the events alone (`Event.frame_id`, `frame_digest`), so
+their receipts are the same after a crash. Frames that caused none (acks, pings, stale stops) are
+remembered by their owner, the newest few only; to repeat them is harmless.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from backchannel.v1 import event_pb2
+
+# Which event is a frame's own, if it caused several: the one with the highest rank.
+_RANK: Final = {
+    "session_opened": 9,
+    "input_accepted": 9,
+    "turn_interrupted": 8,
+    "turn_truncated": 7,
+    "input_withdrawn": 7,
+    "tool_call_finished": 2,
+    "tool_call_progressed": 1,
+}
+_QUIET_KEPT: Final = 256
+
+
+@dataclass(slots=True)
+class FrameRecord:
+    """What a frame was answered.
+
+    Attributes:
+        digest: SHA-256 of its content.
+        seq: Its own event; 0 if it caused none.
+        turn_id: The turn that its receipt named.
+        time_ns: When it was applied.
+        rank: Of the event that `seq` names.
+    """
+
+    digest: bytes
+    seq: int
+    turn_id: str
+    time_ns: int
+    rank: int = 0
+
+
+class FrameBook:
+    """The frames of one session by their ids."""
+
+    __slots__ = ("_applied", "_quiet")
+
+    def __init__(self) -> None:
+        self._applied: dict[str, FrameRecord] = {}
+        self._quiet: OrderedDict[str, FrameRecord] = OrderedDict()
+
+    def find(self, frame_id: str) -> FrameRecord | None:
+        """The record of a frame that was applied."""
+        return self._applied.get(frame_id) or self._quiet.get(frame_id)
+
+    def record(self, event: event_pb2.Event, kind: str, turn_id: str) -> None:
+        """An event that a frame caused was applied."""
+        rank = _RANK.get(kind, 0)
+        known = self._applied.get(event.frame_id)
+        if known is None:
+            now_ns = event.time.seconds * 1_000_000_000 + event.time.nanos
+            self._applied[event.frame_id] = FrameRecord(
+                event.frame_digest, event.seq, turn_id, now_ns, rank
+            )
+            return
+        if kind == "turn_started":
+            # A message whose turn starts at once: its receipt names that turn.
+            known.turn_id = turn_id
+        if rank > known.rank:
+            known.seq, known.rank, known.turn_id = event.seq, rank, turn_id
+
+    def note_quiet(self, frame_id: str, digest: bytes, turn_id: str, now_ns: int) -> None:
+        """A frame was taken that caused no event."""
+        self._quiet[frame_id] = FrameRecord(digest, 0, turn_id, now_ns)
+        if len(self._quiet) > _QUIET_KEPT:
+            self._quiet.popitem(last=False)
+
+    def restore(self, frame_id: str, record: FrameRecord) -> None:
+        """Put back a record from a checkpoint."""
+        self._applied[frame_id] = record
+
+    def applied(self) -> Iterator[tuple[str, FrameRecord]]:
+        """All frames that caused an event."""
+        return iter(self._applied.items())

@@ -1,0 +1,586 @@
+"""A session as a value: feed it what happens, append the events it returns.
+
+How it works. Every method named after something that happens (a frame came, the engine said a
+token, a deadline passed, readers came or went) returns a `Decision`: events to append as one,
+effects to perform at once, and perhaps a receipt to send when the events are committed. The state
+has then already been advanced, in memory only; if the append fails, the object is to be dropped
+and folded anew from the log.
+
+The rules it keeps, on every path:
+
+* events are numbered from 1 without gaps, and the state is their fold alone;
+* exactly one `TurnFinished` for each `TurnStarted`, exactly one result for each ready call;
+* a frame with an id is applied once, and answered the same ever after;
+* what a stop keeps is computed from what was displayed, never from what was sent;
+* generated = delivered + wasted, to the token.
+
+No I/O, no tasks, no clock of its own: times come in as Unix nanoseconds, ids from `ids`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from backchannel.errors import BackchannelError, Reason
+from backchannel.session import checkpoint as checkpoints
+from backchannel.session.configuration import frame_digest, grace_ns
+from backchannel.session.decision import Decision, SetTimer, StopEngine
+from backchannel.session.draft import Draft
+from backchannel.session.owner import Owner
+from backchannel.session.receipts import FrameRecord
+from backchannel.session.state import SessionState, stamp_of
+from backchannel.session.table import Phase
+from backchannel.session.tools import Tools
+from backchannel.session.turn import Turn
+from backchannel.session.turns import Turns
+from backchannel.session.validation import MIB, check_frame, duration_ns
+from backchannel.session.views import SNAPSHOT_MAX_BYTES, session_view, snapshots
+from backchannel.v1 import event_pb2, frame_pb2, session_pb2
+
+MAX_CONTENT_BYTES: Final = 64 * MIB
+_FRAME_ID_CHARS: Final = 128
+
+_ACCEPTED: Final = frame_pb2.RECEIPT_STATUS_ACCEPTED
+_STALE: Final = frame_pb2.RECEIPT_STATUS_STALE
+_POLICY: Final = session_pb2.DisconnectPolicy
+
+# What a frame was answered: status, seq of its own event, turn.
+_Answer = tuple[frame_pb2.ReceiptStatus.ValueType, int, str]
+
+
+class Session:
+    """One conversation. Made by `create` or `fold`.
+
+    Attributes:
+        state: The fold of its events.
+        earliest_seq: The oldest event that the log still has; kept by whoever owns the log.
+    """
+
+    def __init__(self, state: SessionState, ids: Callable[[str], str]) -> None:
+        self.state = state
+        self.earliest_seq = 1
+        self._owner = Owner(absent_since_ns=state.update_ns)
+        self._draft = Draft(state)
+        self._turns = Turns(self._draft, self._owner, ids)
+        self._tools = Tools(self._draft, self._owner, self._turns)
+
+    @classmethod
+    def create(
+        cls,
+        config: session_pb2.SessionConfig,
+        *,
+        session_id: str,
+        config_digest: bytes,
+        frame_id: str = "",
+        now_ns: int,
+        ids: Callable[[str], str],
+    ) -> tuple[Session, Decision]:
+        """A new session with its first event.
+
+        Args:
+            config: In force, see `configuration.effective_config`.
+            session_id: Its id.
+            config_digest: Of the configuration as sent.
+            frame_id: Of the Open that created it, if one did.
+            now_ns: The time.
+            ids: Makes unguessable ids from a prefix.
+        """
+        session = cls(SessionState(), ids)
+        draft = session._draft
+        draft.begin(now_ns)
+        session._owner.absent_since_ns = draft.now_ns
+        event = draft.event()
+        event.frame_id, event.frame_digest = frame_id, config_digest
+        opened = event.session_opened.session
+        opened.session_id = session_id
+        opened.config.CopyFrom(config)
+        opened.state = session_pb2.Session.STATE_IDLE
+        opened.last_seq = opened.earliest_seq = 1
+        opened.create_time.CopyFrom(stamp_of(draft.now_ns))
+        opened.update_time.CopyFrom(opened.create_time)
+        draft.put(event)
+        return session, draft.take()
+
+    @classmethod
+    def fold(
+        cls,
+        checkpoint: bytes | None,
+        events: Iterable[event_pb2.Event],
+        *,
+        ids: Callable[[str], str],
+    ) -> Session:
+        """A session as its log tells it; `recover` it before anything else if it was lost.
+
+        Raises:
+            BackchannelError: `LOG_CORRUPT`.
+        """
+        session = cls(checkpoints.load(checkpoint) if checkpoint else SessionState(), ids)
+        for event in events:
+            session.apply(event)
+        return session
+
+    def apply(self, event: event_pb2.Event) -> None:
+        """Take in an event from the log while folding.
+
+        Raises:
+            BackchannelError: `LOG_CORRUPT`.
+        """
+        self.state.apply(event)
+        self._owner.absent_since_ns = self.state.update_ns
+
+    # --- what it is --------------------------------------------------------------------------
+
+    @property
+    def session_id(self) -> str:
+        """Its id."""
+        return self.state.session_id
+
+    @property
+    def active(self) -> bool:
+        """A turn runs or a message waits: a new owner must look at it."""
+        return self.state.running is not None or bool(self.state.queue)
+
+    @property
+    def quiescent(self) -> bool:
+        """Nothing runs, so that a checkpoint may be made."""
+        return self.state.phase is Phase.IDLE
+
+    def view(self) -> session_pb2.Session:
+        """As clients see it."""
+        return session_view(
+            self.state,
+            earliest_seq=self.earliest_seq,
+            engine_at_work=self._owner.run is not None,
+        )
+
+    def snapshots(self, max_bytes: int = SNAPSHOT_MAX_BYTES) -> list[frame_pb2.Snapshot]:
+        """All of it, in as many frames as it takes; all but the last have `more`."""
+        return snapshots(self.state, self.view(), max_bytes=max_bytes)
+
+    def checkpoint(self) -> bytes:
+        """The state, for `fold`. Only while `quiescent`."""
+        return checkpoints.dump(self.state)
+
+    def config_matches(self, digest: bytes) -> bool:
+        """Whether it was created with the configuration of that digest."""
+        return self.state.config_digest == digest
+
+    # --- frames ------------------------------------------------------------------------------
+
+    def accept(self, frame: frame_pb2.ClientFrame, now_ns: int) -> Decision:
+        """A frame came. A bad one is refused in the receipt, and changes nothing."""
+        draft, frame_id = self._draft, frame.frame_id
+        digest = frame_digest(frame) if frame_id else b""
+        draft.begin(now_ns, frame_id, digest)
+        try:
+            check_frame(frame)
+            known = self.state.frames.find(frame_id) if frame_id else None
+            if known is not None:
+                return draft.take(self._repeated(frame_id, digest, known))
+            if self.state.phase is Phase.CLOSED:
+                raise BackchannelError(
+                    Reason.SESSION_CLOSED, "this session is closed; create a new one"
+                )
+            status, seq, turn_id = self._dispatch(frame)
+        except BackchannelError as error:
+            return draft.take(
+                frame_pb2.Receipt(
+                    frame_id=frame_id[:_FRAME_ID_CHARS],
+                    status=frame_pb2.RECEIPT_STATUS_REJECTED,
+                    error=error.to_status(),
+                )
+            )
+        if frame_id and not seq:
+            self.state.frames.note_quiet(frame_id, digest, turn_id, draft.now_ns)
+        if frame_id and seq:
+            # The receipt is read from the very record that answers a repeat, also after a crash.
+            record = self.state.frames.find(frame_id)
+            if record is not None:
+                seq, turn_id = record.seq, record.turn_id
+        self._set_timer()
+        return draft.take(
+            frame_pb2.Receipt(frame_id=frame_id, status=status, seq=seq, turn_id=turn_id)
+        )
+
+    def _repeated(self, frame_id: str, digest: bytes, known: FrameRecord) -> frame_pb2.Receipt:
+        if known.digest != digest:
+            raise BackchannelError(
+                Reason.FRAME_ID_REUSED,
+                "this frame_id was used for another frame of this session; choose a new one",
+                field="frame_id",
+            )
+        return frame_pb2.Receipt(
+            frame_id=frame_id,
+            status=frame_pb2.RECEIPT_STATUS_DUPLICATE,
+            seq=known.seq,
+            turn_id=known.turn_id,
+        )
+
+    def _dispatch(self, frame: frame_pb2.ClientFrame) -> _Answer:
+        match frame.WhichOneof("frame"):
+            case "message":
+                return self._message(frame.message)
+            case "tool_result":
+                seq, turn_id = self._tools.result(frame.tool_result)
+                return _ACCEPTED, seq, turn_id
+            case "tool_progress":
+                taken = self._tools.progress(frame.tool_progress)
+                return (_ACCEPTED, *taken) if taken is not None else (_STALE, 0, "")
+            case "interrupt":
+                return self._interrupt(frame.interrupt)
+            case "ack":
+                return self._ack(frame.ack)
+            case "ping":
+                return _ACCEPTED, 0, ""
+            case kind:
+                raise BackchannelError(
+                    Reason.FRAME_NOT_FOR_SEND,
+                    f"{kind} is about a stream; only Converse takes it",
+                    field=kind or "frame",
+                )
+
+    def _message(self, message: session_pb2.UserMessage) -> _Answer:
+        state, draft = self.state, self._draft
+        last = state.last_turn
+        if message.expected_turn_id and (last is None or last.turn_id != message.expected_turn_id):
+            raise BackchannelError(
+                Reason.TURN_MISMATCH,
+                "another turn is running (or was the last) by now; look at it, then send again",
+                field="message.expected_turn_id",
+                metadata={"turn_id": last.turn_id if last else ""},
+            )
+        offset = message.displayed_offset if message.HasField("displayed_offset") else None
+        self._check_position("message", message.displayed_seq, offset, last)
+        urgent = message.delivery == session_pb2.DELIVERY_INTERRUPT
+        self._check_room(message, urgent)
+        self._owner.displayed.saw(last, message.displayed_seq, offset)
+        self._owner.absent_since_ns = max(self._owner.absent_since_ns, draft.now_ns)
+        seq = draft.emit(
+            "input_accepted",
+            event_pb2.InputAccepted(frame_id=draft.frame_id, message=message),
+            caused=True,
+        )
+        if urgent and last is not None:
+            explicit = offset is not None or message.displayed_seq > 0
+            self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit)
+        self._turns.start_next()
+        # Without a frame_id there is no record to read the turn from.
+        running = state.running
+        started = running is not None and running.started_seq > seq
+        return _ACCEPTED, seq, running.turn_id if running is not None and started else ""
+
+    def _check_room(self, message: session_pb2.UserMessage, urgent: bool) -> None:
+        waiting = sum(queued.urgent == urgent for queued in self.state.queue)
+        if waiting >= self.state.config.limits.max_queued_messages:
+            raise BackchannelError(
+                Reason.QUEUE_FULL,
+                f"{waiting} messages wait already (limits.max_queued_messages); "
+                "wait for a turn to finish, or withdraw one with an interrupt",
+                field="message",
+            )
+        if self.state.content_bytes + message.ByteSize() > MAX_CONTENT_BYTES:
+            raise BackchannelError(
+                Reason.SESSION_FULL,
+                f"this session holds {MAX_CONTENT_BYTES // MIB} MiB already; create a new one",
+                field="message",
+            )
+
+    def _cut_short(self, turn: Turn, keep: event_pb2.Keep.ValueType, *, explicit: bool) -> int:
+        """Stop `turn`, or cut it back if it ended before the reader had seen all of it.
+
+        Returns:
+            The seq of the event that says so; 0 if it was too late for either.
+        """
+        state, owner = self.state, self._owner
+        displayed = owner.displayed.chars(turn)
+        if state.running is turn:
+            if state.phase is Phase.STOPPING or owner.stop is not None:
+                return 0
+            return self._turns.interrupt(keep, displayed)
+        if (
+            turn is not state.last_turn
+            or state.phase is not Phase.IDLE
+            or keep not in (event_pb2.KEEP_UNSPECIFIED, event_pb2.KEEP_DISPLAYED)
+            or not explicit
+            or turn.kept_chars is not None
+            or displayed >= turn.text_chars
+        ):
+            return 0
+        return self._draft.emit(
+            "turn_truncated",
+            event_pb2.TurnTruncated(
+                turn_id=turn.turn_id,
+                frame_id=self._draft.frame_id,
+                kept_chars=displayed,
+                dropped_chars=turn.text_chars - displayed,
+            ),
+            caused=True,
+        )
+
+    def _interrupt(self, interrupt: frame_pb2.Interrupt) -> _Answer:
+        state, draft = self.state, self._draft
+        offset = interrupt.displayed_offset if interrupt.HasField("displayed_offset") else None
+        wanted = interrupt.target_frame_id
+        if wanted and any(queued.frame_id == wanted for queued in state.queue):
+            seq = draft.emit(
+                "input_withdrawn", event_pb2.InputWithdrawn(frame_id=wanted), caused=True
+            )
+            return _ACCEPTED, seq, ""
+        turn = next(
+            (
+                turn
+                for turn in reversed(state.turns)
+                if turn.turn_id == interrupt.turn_id or (wanted and wanted in turn.frame_ids)
+            ),
+            None,
+        )
+        # Only the last turn can still be cut; for any other the position no longer matters.
+        current = turn if turn is state.last_turn else None
+        self._check_position("interrupt", interrupt.displayed_seq, offset, current)
+        if turn is None or current is None:
+            return _STALE, 0, turn.turn_id if turn else interrupt.turn_id
+        self._owner.displayed.saw(turn, interrupt.displayed_seq, offset)
+        explicit = offset is not None or interrupt.displayed_seq > 0
+        seq = self._cut_short(turn, interrupt.keep, explicit=explicit)
+        return _ACCEPTED if seq else _STALE, seq, turn.turn_id
+
+    def _ack(self, ack: frame_pb2.Ack) -> _Answer:
+        state = self.state
+        offset = ack.displayed_offset if ack.HasField("displayed_offset") else None
+        turn = state.last_turn
+        if ack.displayed_seq and turn is not None:
+            turn = next(
+                (one for one in reversed(state.turns) if one.started_seq <= ack.displayed_seq),
+                None,
+            )
+        self._check_position("ack", ack.displayed_seq, offset, turn)
+        if turn is None or turn is state.last_turn:
+            self._owner.displayed.saw(turn, ack.displayed_seq, offset)
+        return _ACCEPTED, 0, ""
+
+    def _check_position(self, frame: str, seq: int, offset: int | None, turn: Turn | None) -> None:
+        if seq > self.state.last_seq:
+            raise BackchannelError(
+                Reason.POSITION_BEYOND_END,
+                f"nobody can have seen event {seq}: the newest is {self.state.last_seq}",
+                field=f"{frame}.displayed_seq",
+                metadata={"last_seq": str(self.state.last_seq)},
+            )
+        if offset is not None and turn is not None and offset > turn.text_chars:
+            raise BackchannelError(
+                Reason.POSITION_BEYOND_END,
+                f"nobody can have seen {offset} characters: the turn has {turn.text_chars}",
+                field=f"{frame}.displayed_offset",
+                metadata={"text_chars": str(turn.text_chars)},
+            )
+
+    # --- the engine --------------------------------------------------------------------------
+
+    def engine_admitted(self, run_id: str, now_ns: int) -> Decision:
+        """The engine has taken a question up."""
+        self._draft.begin(now_ns)
+        self._turns.admitted(run_id)
+        return self._draft.take()
+
+    def engine_text(
+        self,
+        run_id: str,
+        channel: event_pb2.Channel.ValueType,
+        text: str,
+        token_count: int,
+        logprobs: Sequence[event_pb2.TokenLogprob],
+        now_ns: int,
+    ) -> Decision:
+        """The engine yielded tokens of text or reasoning."""
+        self._draft.begin(now_ns)
+        self._turns.text(run_id, channel, text, token_count, logprobs)
+        return self._draft.take()
+
+    def engine_tool_started(self, run_id: str, index: int, name: str, now_ns: int) -> Decision:
+        """The model begins to write a tool call."""
+        self._draft.begin(now_ns)
+        self._turns.tool_started(run_id, index, name)
+        return self._timed()
+
+    def engine_tool_fragment(
+        self, run_id: str, index: int, text: str, token_count: int, now_ns: int
+    ) -> Decision:
+        """The engine yielded a piece of a call's arguments."""
+        self._draft.begin(now_ns)
+        self._turns.tool_fragment(run_id, index, text, token_count)
+        return self._draft.take()
+
+    def engine_tool_ready(self, run_id: str, index: int, now_ns: int) -> Decision:
+        """A call's arguments are complete."""
+        self._draft.begin(now_ns)
+        self._turns.tool_ready(run_id, index)
+        return self._timed()
+
+    def engine_finished(
+        self,
+        run_id: str,
+        cause: str,
+        prompt_tokens: int,
+        cached_prompt_tokens: int,
+        output_tokens: int | None,
+        exact: bool,
+        now_ns: int,
+    ) -> Decision:
+        """The engine has said all, or confirms a stop.
+
+        Args:
+            run_id: The question.
+            cause: `stop`, `length`, `tool_calls`, `content_filter` or `stopped`.
+            prompt_tokens: Length of the prompt.
+            cached_prompt_tokens: How much of it was cached.
+            output_tokens: All tokens it computed for this question; None if it does not tell.
+            exact: Whether the counts are its own.
+            now_ns: The time.
+        """
+        self._draft.begin(now_ns)
+        self._turns.finished(
+            run_id, cause, prompt_tokens, cached_prompt_tokens, output_tokens, exact
+        )
+        return self._timed()
+
+    def engine_failed(self, run_id: str, error: BackchannelError, now_ns: int) -> Decision:
+        """The engine failed, or could not be asked."""
+        self._draft.begin(now_ns)
+        self._turns.failed(run_id, error)
+        return self._timed()
+
+    # --- time, readers, the end --------------------------------------------------------------
+
+    def tick(self, now_ns: int) -> Decision:
+        """The timer went off: do what is due."""
+        now_ns = self._draft.begin(now_ns)
+        owner, turn = self._owner, self.state.running
+        owner.timer_ns = None
+        if owner.stop is not None:
+            if owner.stop.deadline_ns <= now_ns:
+                self._turns.abandon()
+        elif turn is not None:
+            if self._turn_deadline_ns(turn) <= now_ns:
+                self._turns.stop(session_pb2.FINISH_REASON_DEADLINE, "DEADLINE")
+            elif self._grace_deadline_ns(turn, now_ns) <= now_ns:
+                self._turns.stop(session_pb2.FINISH_REASON_DISCONNECTED, "DISCONNECTED")
+            else:
+                self._tools.tick()
+        return self._timed(always=True)
+
+    def readers_changed(self, count: int, now_ns: int) -> Decision:
+        """So many readers now count for the disconnect policy."""
+        now_ns = self._draft.begin(now_ns)
+        owner = self._owner
+        if owner.readers and not count:
+            owner.absent_since_ns = now_ns
+        owner.readers = count
+        policy = self.state.config.on_disconnect.action
+        if count:
+            self._turns.start_next()
+        elif (
+            policy == _POLICY.ACTION_CANCEL_NOW
+            and self.state.running is not None
+            and owner.stop is None
+        ):
+            self._turns.stop(session_pb2.FINISH_REASON_DISCONNECTED, "DISCONNECTED")
+        return self._timed()
+
+    def recover(self, now_ns: int, lost: BackchannelError | None = None) -> Decision:
+        """A new owner takes over: end what cannot go on, go on with what can.
+
+        Args:
+            now_ns: The time; it counts as the moment the last reader left.
+            lost: Why the turn could not go on, if its owner is not simply gone: the log had
+                refused a write.
+        """
+        now_ns = self._draft.begin(now_ns)
+        owner, turn = self._owner, self.state.running
+        owner.absent_since_ns = now_ns
+        if turn is not None:
+            owner.bill.estimated = True
+            owner.bill.tool_rounds = turn.tool_rounds
+            owner.recovered_ns = now_ns
+            if self.state.phase is Phase.STOPPING:
+                self._turns.finish(session_pb2.FINISH_REASON_INTERRUPTED)
+            elif self.state.phase is Phase.GENERATING:
+                reason = session_pb2.FINISH_REASON_ERROR
+                if lost is None:
+                    reason = session_pb2.FINISH_REASON_OWNER_LOST
+                    lost = BackchannelError(
+                        Reason.OWNER_LOST,
+                        "the process that ran this turn is gone; send the message again",
+                    )
+                self._turns.finish(reason, lost.to_status())
+        else:
+            self._turns.start_next()
+        return self._timed()
+
+    def drain(self, now_ns: int, *, survives: bool) -> Decision:
+        """The server leaves: end the running turn unless policy and log let it be resumed."""
+        self._draft.begin(now_ns)
+        self._owner.draining = True
+        cancel_now = self.state.config.on_disconnect.action == _POLICY.ACTION_CANCEL_NOW
+        if (
+            self.state.running is not None
+            and self._owner.stop is None
+            and self.state.phase is not Phase.STOPPING
+            and (cancel_now or not survives)
+        ):
+            self._turns.stop(session_pb2.FINISH_REASON_DISCONNECTED, "DISCONNECTED")
+        return self._timed()
+
+    def close(self, reason: str, now_ns: int) -> Decision:
+        """End the session for good: `DELETED` or `EXPIRED`."""
+        self._draft.begin(now_ns)
+        owner = self._owner
+        if self.state.phase is Phase.CLOSED:
+            return self._draft.take()
+        owner.draining = True
+        if self.state.running is not None:
+            run = owner.run
+            if owner.stop is None and self.state.phase is not Phase.STOPPING:
+                self._turns.stop(session_pb2.FINISH_REASON_DISCONNECTED, "CLOSED")
+            elif run is not None:
+                self._draft.effect(StopEngine(run.run_id))
+            # Nobody will be there to hear the engine's confirmation.
+            self._turns.abandon()
+        self._draft.emit("session_closed", event_pb2.SessionClosed(reason=reason))
+        return self._timed()
+
+    def _turn_deadline_ns(self, turn: Turn) -> int:
+        limit_ns = duration_ns(self.state.config.limits.max_turn_duration)
+        return self._tools.after_recovery(turn.started_ns + limit_ns)
+
+    def _grace_deadline_ns(self, turn: Turn, now_ns: int) -> int:
+        """When the running turn ends for want of readers; far away if it does not."""
+        policy, never = self.state.config.on_disconnect, 2**63
+        if self._owner.readers or policy.action == _POLICY.ACTION_CONTINUE:
+            return never
+        if policy.action == _POLICY.ACTION_CANCEL_NOW:
+            return now_ns
+        since_ns = max(self._owner.absent_since_ns, turn.started_ns)
+        return since_ns + grace_ns(self.state.config)
+
+    def _next_ns(self) -> int | None:
+        owner, turn = self._owner, self.state.running
+        if turn is None:
+            return None
+        if owner.stop is not None:
+            return owner.stop.deadline_ns
+        due = [self._turn_deadline_ns(turn), self._grace_deadline_ns(turn, self._draft.now_ns)]
+        tools_ns = self._tools.next_ns()
+        if tools_ns is not None:
+            due.append(tools_ns)
+        return min(due)
+
+    def _set_timer(self, *, always: bool = False) -> None:
+        at_ns = self._next_ns()
+        if always or at_ns != self._owner.timer_ns:
+            self._owner.timer_ns = at_ns
+            self._draft.effect(SetTimer(at_ns))
+
+    def _timed(self, *, always: bool = False) -> Decision:
+        self._set_timer(always=always)
+        return self._draft.take()

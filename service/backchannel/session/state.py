@@ -1,0 +1,294 @@
+"""The state of a session: the fold of its events, and of nothing else.
+
+`SessionState.apply` is the only place where an event changes anything, for the owner who has just
+decided it and for a later process that reads it from the log. It trusts nothing: an event that the
+transition table does not allow, a gap in the numbers, a turn or call that does not exist is
+`DATA_LOSS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from backchannel.errors import BackchannelError, Reason
+from backchannel.session.receipts import FrameBook
+from backchannel.session.table import TRANSITIONS, Guard, Phase
+from backchannel.session.turn import OPEN, Call, Turn
+from backchannel.v1 import event_pb2, session_pb2
+
+
+def to_ns(stamp: Timestamp) -> int:
+    """A timestamp as Unix nanoseconds."""
+    return stamp.seconds * 1_000_000_000 + stamp.nanos
+
+
+def stamp_of(time_ns: int) -> Timestamp:
+    """Unix nanoseconds as a timestamp."""
+    seconds, nanos = divmod(time_ns, 1_000_000_000)
+    return Timestamp(seconds=seconds, nanos=nanos)
+
+
+@dataclass(slots=True)
+class Queued:
+    """A message that waits for its turn.
+
+    Attributes:
+        seq: Its `InputAccepted`.
+        time_ns: When it was accepted.
+        urgent: It goes before the ordinary ones (`DELIVERY_INTERRUPT`).
+    """
+
+    frame_id: str
+    message: session_pb2.UserMessage
+    seq: int
+    time_ns: int
+    urgent: bool
+
+
+@dataclass(slots=True)
+class SessionState:
+    """What the events say.
+
+    Attributes:
+        turns: All turns, oldest first; the last one may be running.
+        queue: Messages that wait, in the order in which they will be answered.
+        calls: Every call of every turn by its id.
+        content_bytes: Size of what was said, for the limit on a session's growth.
+    """
+
+    session_id: str = ""
+    config: session_pb2.SessionConfig = field(default_factory=session_pb2.SessionConfig)
+    config_digest: bytes = b""
+    phase: Phase = Phase.NEW
+    last_seq: int = 0
+    create_ns: int = 0
+    update_ns: int = 0
+    turns: list[Turn] = field(default_factory=list)
+    queue: list[Queued] = field(default_factory=list)
+    calls: dict[str, Call] = field(default_factory=dict)
+    frames: FrameBook = field(default_factory=FrameBook)
+    total_usage: session_pb2.Usage = field(default_factory=session_pb2.Usage)
+    content_bytes: int = 0
+
+    @property
+    def running(self) -> Turn | None:
+        """The running turn."""
+        if self.phase in (Phase.GENERATING, Phase.WAITING_FOR_TOOLS, Phase.STOPPING):
+            return self.turns[-1]
+        return None
+
+    @property
+    def last_turn(self) -> Turn | None:
+        """The running turn, or with none running the last that ended."""
+        return self.turns[-1] if self.turns else None
+
+    def apply(self, event: event_pb2.Event) -> None:
+        """Take in the next event.
+
+        Raises:
+            BackchannelError: `LOG_CORRUPT` if it cannot be the next one.
+        """
+        kind = event.WhichOneof("kind")
+        if event.seq != self.last_seq + 1:
+            raise self._corrupt(event, f"follows event {self.last_seq}")
+        if kind is None:
+            raise self._corrupt(event, "has no kind that this version knows")
+        target = TRANSITIONS.get((self.phase, kind))
+        if target is None:
+            raise self._corrupt(event, f"({kind}) cannot happen while {self.phase.value}")
+        now_ns = to_ns(event.time)
+        if kind == "output_delta":  # Nearly all events are this one.
+            turn = self.turns[-1]
+            turn.begin_output()
+            turn.add_delta(event.seq, event.output_delta, now_ns)
+            self.content_bytes += len(event.output_delta.text)
+        else:
+            getattr(self, f"_apply_{kind}")(event, getattr(event, kind), now_ns)
+            if target is Guard.OPEN_CALLS_LEFT:
+                waiting = bool(self.turns[-1].open_calls)
+                target = Phase.WAITING_FOR_TOOLS if waiting else Phase.GENERATING
+            self.phase = Phase(target)
+            if event.frame_id:
+                self.frames.record(event, kind, self._turn_of(event, kind))
+        self.last_seq = event.seq
+        self.update_ns = now_ns
+
+    def _turn_of(self, event: event_pb2.Event, kind: str) -> str:
+        """The turn that a receipt for this event's frame names."""
+        if kind == "tool_call_finished":
+            return self.calls[event.tool_call_finished.call_id].turn_id
+        if kind == "tool_call_progressed":
+            return self.calls[event.tool_call_progressed.call_id].turn_id
+        if kind in ("turn_started", "turn_interrupted", "turn_truncated"):
+            return str(getattr(event, kind).turn_id)
+        return ""
+
+    def _corrupt(self, event: event_pb2.Event, message: str) -> BackchannelError:
+        return BackchannelError(
+            Reason.LOG_CORRUPT,
+            f"the log of this session is damaged: event {event.seq} {message}",
+        )
+
+    def _call(self, event: event_pb2.Event, call_id: str) -> Call:
+        call = self.calls.get(call_id)
+        if call is None:
+            raise self._corrupt(event, "is about a tool call that was never started")
+        return call
+
+    def _running(self, event: event_pb2.Event, turn_id: str) -> Turn:
+        turn = self.running
+        if turn is None or turn.turn_id != turn_id:
+            raise self._corrupt(event, "is about a turn that does not run")
+        return turn
+
+    def _apply_session_opened(
+        self, event: event_pb2.Event, opened: event_pb2.SessionOpened, now_ns: int
+    ) -> None:
+        self.session_id = opened.session.session_id
+        self.config = opened.session.config
+        self.config_digest = event.frame_digest
+        self.create_ns = now_ns
+
+    def _apply_input_accepted(
+        self, event: event_pb2.Event, accepted: event_pb2.InputAccepted, now_ns: int
+    ) -> None:
+        message = accepted.message
+        urgent = message.delivery == session_pb2.DELIVERY_INTERRUPT
+        queued = Queued(accepted.frame_id, message, event.seq, now_ns, urgent)
+        place = sum(other.urgent for other in self.queue) if urgent else len(self.queue)
+        self.queue.insert(place, queued)
+        self.content_bytes += message.ByteSize()
+
+    def _apply_input_withdrawn(
+        self, event: event_pb2.Event, withdrawn: event_pb2.InputWithdrawn, now_ns: int
+    ) -> None:
+        for place, queued in enumerate(self.queue):
+            if queued.frame_id == withdrawn.frame_id:
+                del self.queue[place]
+                return
+        raise self._corrupt(event, "withdraws a message that does not wait")
+
+    def _apply_turn_started(
+        self, event: event_pb2.Event, started: event_pb2.TurnStarted, now_ns: int
+    ) -> None:
+        count = len(started.frame_ids)
+        taken = self.queue[:count]
+        if not taken or [queued.frame_id for queued in taken] != list(started.frame_ids):
+            raise self._corrupt(event, "starts a turn for messages that do not wait")
+        del self.queue[:count]
+        if self.turns:
+            self.turns[-1].forget_marks()
+        self.turns.append(
+            Turn(
+                turn_id=started.turn_id,
+                frame_ids=list(started.frame_ids),
+                inputs=[queued.message for queued in taken],
+                model=started.model,
+                accepted_ns=taken[0].time_ns,
+                started_ns=now_ns,
+                started_seq=event.seq,
+            )
+        )
+
+    def _apply_tool_call_started(
+        self, event: event_pb2.Event, started: event_pb2.ToolCallStarted, now_ns: int
+    ) -> None:
+        turn = self._running(event, started.turn_id)
+        if started.call_id in self.calls:
+            raise self._corrupt(event, "starts a tool call that there is already")
+        turn.begin_output()
+        call = Call(started.call_id, turn.turn_id, started.name)
+        turn.calls.append(call)
+        self.calls[call.call_id] = call
+
+    def _apply_tool_call_delta(
+        self, event: event_pb2.Event, delta: event_pb2.ToolCallDelta, now_ns: int
+    ) -> None:
+        call = self._call(event, delta.call_id)
+        call.arguments.append(delta.arguments_fragment)
+        self._running(event, call.turn_id).add_fragment(event.seq, delta, now_ns)
+        self.content_bytes += len(delta.arguments_fragment)
+
+    def _apply_tool_call_ready(
+        self, event: event_pb2.Event, ready: event_pb2.ToolCallReady, now_ns: int
+    ) -> None:
+        call = self._call(event, ready.call_id)
+        call.ready = True
+        call.arguments = [ready.arguments_json]
+        call.idle_deadline_ns = to_ns(ready.idle_deadline)
+        call.deadline_ns = to_ns(ready.deadline)
+        self._running(event, call.turn_id).pace.pause()
+
+    def _apply_tool_call_progressed(
+        self, event: event_pb2.Event, progressed: event_pb2.ToolCallProgressed, now_ns: int
+    ) -> None:
+        self._call(event, progressed.call_id).idle_deadline_ns = to_ns(progressed.idle_deadline)
+
+    def _apply_tool_call_cancelled(
+        self, event: event_pb2.Event, cancelled: event_pb2.ToolCallCancelled, now_ns: int
+    ) -> None:
+        if not self._call(event, cancelled.call_id).open:
+            raise self._corrupt(event, "cancels a tool call that is not open")
+
+    def _apply_tool_call_finished(
+        self, event: event_pb2.Event, finished: event_pb2.ToolCallFinished, now_ns: int
+    ) -> None:
+        call = self._call(event, finished.call_id)
+        self.content_bytes += finished.ByteSize()
+        if finished.late:
+            if call.outcome == OPEN:
+                raise self._corrupt(event, "is a late result of a call that has none in time")
+            call.late_results += 1
+            return
+        if not call.open:
+            raise self._corrupt(event, "ends a tool call that is not open")
+        call.outcome = finished.outcome
+        call.result = finished.result if finished.HasField("result") else None
+
+    def _apply_turn_interrupted(
+        self, event: event_pb2.Event, interrupted: event_pb2.TurnInterrupted, now_ns: int
+    ) -> None:
+        turn = self._running(event, interrupted.turn_id)
+        turn.cut(interrupted.kept_chars, interrupted.keep)
+
+    def _apply_turn_truncated(
+        self, event: event_pb2.Event, truncated: event_pb2.TurnTruncated, now_ns: int
+    ) -> None:
+        turn = self.last_turn
+        if turn is None or turn.turn_id != truncated.turn_id:
+            raise self._corrupt(event, "cuts a turn that is not the last")
+        turn.cut(truncated.kept_chars, event_pb2.KEEP_DISPLAYED)
+        turn.truncated = True
+        if turn.usage is not None:
+            kept = turn.kept_tokens()
+            self.total_usage.kept_tokens -= turn.usage.kept_tokens - kept
+            turn.usage.kept_tokens = kept
+
+    def _apply_turn_recovered(
+        self, event: event_pb2.Event, recovered: event_pb2.TurnRecovered, now_ns: int
+    ) -> None:
+        self._running(event, recovered.turn_id)
+
+    def _apply_turn_finished(
+        self, event: event_pb2.Event, finished: event_pb2.TurnFinished, now_ns: int
+    ) -> None:
+        turn = self._running(event, finished.turn_id)
+        turn.finish_reason = finished.finish_reason
+        turn.usage = session_pb2.Usage()
+        turn.usage.CopyFrom(finished.usage)
+        total, usage = self.total_usage, finished.usage
+        total.prompt_tokens += usage.prompt_tokens
+        total.cached_prompt_tokens += usage.cached_prompt_tokens
+        total.generated_tokens += usage.generated_tokens
+        total.delivered_tokens += usage.delivered_tokens
+        total.displayed_tokens += usage.displayed_tokens
+        total.kept_tokens += usage.kept_tokens
+        total.wasted_tokens += usage.wasted_tokens
+        total.estimated = total.estimated or usage.estimated
+
+    def _apply_session_closed(
+        self, event: event_pb2.Event, closed: event_pb2.SessionClosed, now_ns: int
+    ) -> None:
+        self.queue.clear()

@@ -1,0 +1,87 @@
+"""What an engine is told of a conversation: what was kept, as ordinary messages.
+
+* A cut answer is an ordinary assistant message that ends where the user had stopped reading; no
+  marker of ours is ever put into the model's mouth.
+* An answer of which nothing was kept is left out; the user's message stays.
+* A ready tool call and its one result are facts and stay, whatever was kept; a call that was never
+  ready is left out. Every call has exactly one result, and one without an answer says which it was.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+
+from backchannel.session.turn import Call, Turn
+from backchannel.v1 import session_pb2
+
+_ENDINGS = {
+    session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT: "timed out",
+    session_pb2.TOOL_CALL_OUTCOME_CANCELLED: "cancelled; it may or may not have run",
+    session_pb2.TOOL_CALL_OUTCOME_UNKNOWN: "lost; it may or may not have run",
+}
+
+
+def result_text(call: Call) -> str:
+    """The result of a call as the model reads it: compact JSON."""
+    if call.outcome in _ENDINGS:
+        return _compact({"error": _ENDINGS[call.outcome]})
+    if call.result is None:
+        raise ValueError(f"call {call.call_id} has no result yet")
+    match call.result.WhichOneof("outcome"):
+        case "json":
+            return _compact(json.loads(call.result.json))
+        case "content":
+            return _compact("".join(part.text for part in call.result.content.parts))
+        case _:
+            return _compact({"error": call.result.error.message or call.result.error.code})
+
+
+def _compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def _text(role: session_pb2.Role.ValueType, text: str, call_id: str = "") -> session_pb2.Message:
+    return session_pb2.Message(role=role, parts=[session_pb2.Part(text=text)], call_id=call_id)
+
+
+def _rounds(turn: Turn) -> Iterator[tuple[str, list[Call]]]:
+    """Each question's kept text and ready calls."""
+    text, kept = turn.text, turn.context_chars
+    begin = calls_begin = 0
+    ends = [(one.text_end, one.calls_end) for one in turn.rounds]
+    for text_end, calls_end in [*ends, (turn.text_chars, len(turn.calls))]:
+        piece = text[begin : min(text_end, kept)] if kept > begin else ""
+        yield piece, [call for call in turn.calls[calls_begin:calls_end] if call.ready]
+        begin, calls_begin = text_end, calls_end
+
+
+def messages(turns: Iterable[Turn]) -> tuple[session_pb2.Message, ...]:
+    """The conversation so far, oldest first, the running turn included.
+
+    Raises:
+        ValueError: A ready call has no result yet: the engine must not be asked now.
+    """
+    told: list[session_pb2.Message] = []
+    for turn in turns:
+        told += [
+            session_pb2.Message(role=session_pb2.ROLE_USER, parts=message.parts)
+            for message in turn.inputs
+        ]
+        for text, calls in _rounds(turn):
+            if text or calls:
+                answer = _text(session_pb2.ROLE_ASSISTANT, text)
+                answer.tool_calls.extend(
+                    session_pb2.ToolCall(
+                        call_id=call.call_id,
+                        turn_id=turn.turn_id,
+                        name=call.name,
+                        arguments_json=call.arguments_json,
+                    )
+                    for call in calls
+                )
+                told.append(answer)
+            told += [
+                _text(session_pb2.ROLE_TOOL, result_text(call), call.call_id) for call in calls
+            ]
+    return tuple(told)

@@ -1,0 +1,462 @@
+"""How turns run: started, asked of an engine, stopped, finished.
+
+* A turn is asked of an engine once, and again after each round of tool calls.
+* What an engine yields after it was told to stop is counted as wasted and goes nowhere.
+* A turn ends when its engine has confirmed the stop, or `STOP_CONFIRMATION_S` after it was told.
+* Whatever happens, there is exactly one `TurnFinished`; it is emitted in one place, `finish`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from google.protobuf.duration_pb2 import Duration
+from google.rpc.status_pb2 import Status
+
+from backchannel.errors import BackchannelError, Reason
+from backchannel.session.configuration import SECOND_NS, grace_ns, merged_sampling
+from backchannel.session.decision import StartEngine, StopEngine
+from backchannel.session.draft import Draft
+from backchannel.session.owner import Bill, Owner, Run, Stop
+from backchannel.session.state import SessionState, stamp_of
+from backchannel.session.table import Phase
+from backchannel.session.transcript import messages
+from backchannel.session.turn import TEXT, Call, Turn
+from backchannel.session.validation import duration_ns
+from backchannel.v1 import event_pb2, session_pb2
+
+STOP_CONFIRMATION_S: Final = 2
+
+_ACTION = session_pb2.DisconnectPolicy
+_REASONS: Final = {
+    "stop": session_pb2.FINISH_REASON_STOP,
+    "length": session_pb2.FINISH_REASON_LENGTH,
+    "content_filter": session_pb2.FINISH_REASON_CONTENT_FILTER,
+    # A model that asks for tools without naming any has nothing more to say.
+    "tool_calls": session_pb2.FINISH_REASON_STOP,
+}
+
+
+class Turns:
+    """Runs the turns of one session.
+
+    Args:
+        draft: Takes the events.
+        owner: The soft state.
+        ids: Makes unguessable ids from a prefix.
+    """
+
+    def __init__(self, draft: Draft, owner: Owner, ids: Callable[[str], str]) -> None:
+        self._draft = draft
+        self._owner = owner
+        self._ids = ids
+
+    @property
+    def _state(self) -> SessionState:
+        return self._draft.state
+
+    # --- start -------------------------------------------------------------------------------
+
+    def _may_start(self) -> bool:
+        policy, owner = self._state.config.on_disconnect, self._owner
+        if owner.draining:
+            return False
+        if owner.readers or policy.action == _ACTION.ACTION_CONTINUE:
+            return True
+        if policy.action == _ACTION.ACTION_CANCEL_NOW:
+            return False
+        return self._draft.now_ns <= owner.absent_since_ns + grace_ns(self._state.config)
+
+    def start_next(self) -> None:
+        """Start the turn of the first waiting message, if none runs and somebody may read it."""
+        state, draft = self._state, self._draft
+        if state.phase is not Phase.IDLE or not state.queue or not self._may_start():
+            return
+        queued = state.queue[0]
+        draft.emit(
+            "turn_started",
+            event_pb2.TurnStarted(
+                turn_id=self._ids("turn"),
+                frame_id=queued.frame_id,
+                frame_ids=[queued.frame_id],
+                model=state.config.model,
+            ),
+            # A turn that starts with its message's own append belongs to that frame's receipt.
+            caused=bool(queued.frame_id) and queued.frame_id == draft.frame_id,
+        )
+        self._owner.bill = Bill()
+        turn = state.turns[-1]
+        self._owner.displayed.forget_before(turn)
+        self._ask(turn)
+
+    def _ask(self, turn: Turn) -> None:
+        """Ask the engine, for the first time or with the results of a round."""
+        state, owner = self._state, self._owner
+        sampling = merged_sampling(state.config.sampling, turn.inputs[-1].sampling)
+        if sampling.HasField("max_tokens"):
+            left = sampling.max_tokens - turn.delivered_tokens - owner.bill.wasted
+            if left <= 0:
+                self.finish(session_pb2.FINISH_REASON_LENGTH)
+                return
+            sampling.max_tokens = left
+        owner.run = Run(self._ids("run"), turn.turn_id)
+        self._draft.effect(
+            StartEngine(
+                run_id=owner.run.run_id,
+                turn_id=turn.turn_id,
+                model=turn.model,
+                system=state.config.system,
+                messages=messages(state.turns),
+                tools=tuple(state.config.tools),
+                sampling=sampling,
+                options=dict(state.config.engine_options),
+            )
+        )
+
+    def calls_answered(self) -> None:
+        """After a tool result: ask the engine again if it waits for nothing else."""
+        turn = self._state.running
+        if turn is None or self._owner.run is not None or self._owner.stop is not None:
+            return
+        if self._state.phase is Phase.GENERATING:
+            self._ask(turn)
+
+    # --- what the engine says ----------------------------------------------------------------
+
+    def run(self, run_id: str) -> Run | None:
+        """The run of that id if it is still of interest."""
+        run = self._owner.run
+        return run if run is not None and run.run_id == run_id else None
+
+    def admitted(self, run_id: str) -> None:
+        """The engine has taken the question up."""
+        if self.run(run_id) is not None and not self._owner.bill.admitted_ns:
+            self._owner.bill.admitted_ns = self._draft.now_ns
+
+    def text(
+        self,
+        run_id: str,
+        channel: event_pb2.Channel.ValueType,
+        text: str,
+        token_count: int,
+        logprobs: Sequence[event_pb2.TokenLogprob],
+    ) -> None:
+        """One or more tokens of text or reasoning."""
+        run = self.run(run_id)
+        if run is None:
+            return
+        if self._owner.stop is not None:
+            run.wasted += token_count
+            return
+        if not text and not token_count:
+            return
+        run.delivered += token_count
+        turn = self._state.turns[-1]
+        # Written out rather than through `emit`: this is every token's way.
+        event = self._draft.event()
+        delta = event.output_delta
+        delta.turn_id = turn.turn_id
+        delta.channel = channel
+        delta.text = text
+        delta.offset = turn.text_chars if channel == TEXT else turn.reasoning_chars
+        delta.token_count = token_count
+        if logprobs:
+            delta.logprobs.extend(logprobs)
+        self._draft.put(event)
+
+    def tool_started(self, run_id: str, index: int, name: str) -> None:
+        """The model begins to write a tool call."""
+        run = self.run(run_id)
+        if run is None or self._owner.stop is not None:
+            return
+        if self._owner.bill.tool_rounds >= self._state.config.limits.max_tool_rounds:
+            self.stop(session_pb2.FINISH_REASON_TOOL_CALLS, "TOOL_CALLS")
+            return
+        call_id = self._ids("call")
+        run.calls[index] = call_id
+        self._draft.emit(
+            "tool_call_started",
+            event_pb2.ToolCallStarted(turn_id=run.turn_id, call_id=call_id, name=name),
+        )
+
+    def tool_fragment(self, run_id: str, index: int, text: str, token_count: int) -> None:
+        """The next piece of a call's arguments."""
+        run = self.run(run_id)
+        if run is None:
+            return
+        if self._owner.stop is not None:
+            run.wasted += token_count
+            return
+        run.delivered += token_count
+        self._draft.emit(
+            "tool_call_delta",
+            event_pb2.ToolCallDelta(
+                call_id=run.calls[index], arguments_fragment=text, token_count=token_count
+            ),
+        )
+
+    def tool_ready(self, run_id: str, index: int) -> None:
+        """The call's arguments are complete: announce it, or refuse it in the model's face."""
+        run = self.run(run_id)
+        if run is None or self._owner.stop is not None:
+            return
+        state, draft = self._state, self._draft
+        call = state.calls[run.calls[index]]
+        run.ready_calls += 1
+        arguments = call.arguments_json.strip() or "{}"
+        spec = self.spec(call.name)
+        timeout_ns = duration_ns(spec.timeout) if spec else 0
+        idle_ns = min(duration_ns(spec.idle_timeout), timeout_ns) if spec else 0
+        draft.emit(
+            "tool_call_ready",
+            event_pb2.ToolCallReady(
+                call_id=call.call_id,
+                name=call.name,
+                arguments_json=arguments,
+                idle_deadline=stamp_of(draft.now_ns + idle_ns),
+                deadline=stamp_of(draft.now_ns + timeout_ns),
+            ),
+        )
+        wrong = "" if spec else f"there is no tool named {call.name!r}"
+        wrong = wrong or _not_an_object(arguments)
+        if wrong:
+            self.end_call(
+                call,
+                session_pb2.TOOL_CALL_OUTCOME_FAILED,
+                session_pb2.ToolResult(
+                    call_id=call.call_id,
+                    error=session_pb2.ToolError(message=wrong, code="INVALID_CALL"),
+                ),
+            )
+
+    def finished(
+        self,
+        run_id: str,
+        cause: str,
+        prompt_tokens: int,
+        cached_prompt_tokens: int,
+        output_tokens: int | None,
+        exact: bool,
+    ) -> None:
+        """The engine has said all, or confirms a stop; `output_tokens` is its own total."""
+        run = self.run(run_id)
+        if run is None:
+            return
+        owner, turn = self._owner, self._state.turns[-1]
+        bill = owner.bill
+        bill.prompt_tokens += prompt_tokens
+        bill.cached_prompt_tokens += cached_prompt_tokens
+        seen = run.delivered + run.wasted
+        silent = max((output_tokens or 0) - seen, 0)
+        if not exact or output_tokens is None or output_tokens < seen:
+            bill.estimated = True
+        owner.run = None
+        if owner.stop is not None:
+            bill.wasted += run.wasted + silent
+            self.finish(owner.stop.reason, owner.stop.error)
+            return
+        if silent:
+            # Tokens without text, e.g. the one that says "done": counted, to the token.
+            event = self._draft.event()
+            delta = event.output_delta
+            delta.turn_id, delta.channel, delta.token_count = turn.turn_id, TEXT, silent
+            delta.offset = turn.text_chars
+            self._draft.put(event)
+        if cause == "stopped":
+            gone = BackchannelError(
+                Reason.ENGINE_UNAVAILABLE, "the engine stopped by itself; send the message again"
+            )
+            self.stop(session_pb2.FINISH_REASON_ERROR, "ERROR", gone.to_status())
+        elif run.ready_calls:
+            bill.tool_rounds += 1
+            self.calls_answered()
+        else:
+            self.finish(_REASONS.get(cause, session_pb2.FINISH_REASON_STOP))
+
+    def failed(self, run_id: str, error: BackchannelError) -> None:
+        """The engine failed, or could not be asked."""
+        run = self.run(run_id)
+        if run is None:
+            return
+        owner = self._owner
+        owner.run = None
+        owner.bill.wasted += run.wasted
+        owner.bill.estimated = True
+        if owner.stop is not None:
+            self.finish(owner.stop.reason, owner.stop.error)
+        else:
+            self.stop(session_pb2.FINISH_REASON_ERROR, "ERROR", error.to_status())
+
+    # --- ends --------------------------------------------------------------------------------
+
+    def interrupt(self, keep: event_pb2.Keep.ValueType, displayed_chars: int) -> int:
+        """Stop the running turn because a frame says so; returns the seq of `TurnInterrupted`."""
+        turn, draft = self._state.turns[-1], self._draft
+        cancelled = {call.call_id for call in turn.open_calls}
+        self._close_calls("INTERRUPTED", caused=True)
+        if keep == event_pb2.KEEP_GENERATED:
+            kept = turn.text_chars
+        elif keep == event_pb2.KEEP_NOTHING:
+            kept = 0
+        else:
+            kept = min(displayed_chars, turn.text_chars)
+        seq = draft.emit(
+            "turn_interrupted",
+            event_pb2.TurnInterrupted(
+                turn_id=turn.turn_id,
+                frame_id=draft.frame_id,
+                kept_chars=kept,
+                dropped_chars=turn.text_chars - kept,
+                tools=[self._outcome(call, call.call_id in cancelled) for call in turn.calls],
+                keep=keep or event_pb2.KEEP_DISPLAYED,
+            ),
+            caused=True,
+        )
+        self.stop(session_pb2.FINISH_REASON_INTERRUPTED, "INTERRUPTED")
+        return seq
+
+    def stop(
+        self,
+        reason: session_pb2.FinishReason.ValueType,
+        label: str,
+        error: Status | None = None,
+    ) -> None:
+        """End the running turn: at once, or as soon as its engine has confirmed."""
+        owner, draft = self._owner, self._draft
+        self._close_calls(label)
+        if owner.run is None:
+            self.finish(reason, error)
+            return
+        owner.stop = Stop(reason, draft.now_ns + STOP_CONFIRMATION_S * SECOND_NS, error)
+        draft.effect(StopEngine(owner.run.run_id))
+
+    def abandon(self) -> None:
+        """The engine did not confirm in time, or nobody waits for it: end without its count."""
+        owner = self._owner
+        if owner.run is not None:
+            owner.bill.wasted += owner.run.wasted
+            owner.bill.estimated = True
+            owner.run = None
+        if owner.stop is not None:
+            self.finish(owner.stop.reason, owner.stop.error)
+
+    def _close_calls(self, label: str, *, caused: bool = False) -> None:
+        turn = self._state.turns[-1]
+        for call in turn.open_calls:
+            self._draft.emit(
+                "tool_call_cancelled",
+                event_pb2.ToolCallCancelled(call_id=call.call_id, reason=label),
+                caused=caused,
+            )
+            self.end_call(call, session_pb2.TOOL_CALL_OUTCOME_CANCELLED, caused=caused)
+
+    def end_call(
+        self,
+        call: Call,
+        outcome: session_pb2.ToolCallOutcome.ValueType,
+        result: session_pb2.ToolResult | None = None,
+        *,
+        late: bool = False,
+        caused: bool = False,
+    ) -> int:
+        """Log the end of a call, or a result that came after it; returns the event's seq."""
+        if not late:
+            self._owner.progress.pop(call.call_id, None)
+        return self._draft.emit(
+            "tool_call_finished",
+            event_pb2.ToolCallFinished(
+                call_id=call.call_id, outcome=outcome, late=late, result=result
+            ),
+            caused=caused,
+        )
+
+    def finish(
+        self, reason: session_pb2.FinishReason.ValueType, error: Status | None = None
+    ) -> None:
+        """Write the one ending of the running turn, and start the next."""
+        owner, turn = self._owner, self._state.turns[-1]
+        self._draft.emit(
+            "turn_finished",
+            event_pb2.TurnFinished(
+                turn_id=turn.turn_id,
+                finish_reason=reason,
+                usage=self._usage(turn),
+                timing=self._timing(turn),
+                error=error,
+            ),
+        )
+        owner.stop = None
+        owner.run = None
+        owner.bill = Bill()
+        owner.recovered_ns = 0
+        owner.progress.clear()
+        self.start_next()
+
+    def _usage(self, turn: Turn) -> session_pb2.Usage:
+        bill = self._owner.bill
+        return session_pb2.Usage(
+            prompt_tokens=bill.prompt_tokens,
+            cached_prompt_tokens=bill.cached_prompt_tokens,
+            generated_tokens=turn.delivered_tokens + bill.wasted,
+            delivered_tokens=turn.delivered_tokens,
+            displayed_tokens=self._owner.displayed.tokens(turn),
+            kept_tokens=turn.kept_tokens(),
+            wasted_tokens=bill.wasted,
+            estimated=bill.estimated,
+        )
+
+    def _timing(self, turn: Turn) -> session_pb2.Timing:
+        pace, bill = turn.pace, self._owner.bill
+        timing = session_pb2.Timing(total=_span(self._draft.now_ns - turn.started_ns))
+        if bill.admitted_ns:
+            timing.queued.CopyFrom(_span(bill.admitted_ns - turn.accepted_ns))
+        if pace.first_ns:
+            timing.time_to_first_token.CopyFrom(_span(pace.first_ns - turn.accepted_ns))
+            timing.max_gap.CopyFrom(_span(pace.max_gap_ns))
+        if pace.tokens_after_first:
+            timing.time_per_output_token.CopyFrom(_span(pace.spent_ns // pace.tokens_after_first))
+        return timing
+
+    # --- tools -------------------------------------------------------------------------------
+
+    def spec(self, name: str) -> session_pb2.ToolSpec | None:
+        """The declared tool of that name."""
+        return next((tool for tool in self._state.config.tools if tool.name == name), None)
+
+    def _outcome(self, call: Call, cancelled: bool) -> session_pb2.ToolOutcome:
+        state = session_pb2.ToolOutcome
+        told = {
+            session_pb2.TOOL_CALL_OUTCOME_COMPLETED: state.STATE_COMPLETED,
+            session_pb2.TOOL_CALL_OUTCOME_FAILED: state.STATE_FAILED,
+            session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT: state.STATE_TIMED_OUT,
+        }
+        if not call.ready:
+            shown = state.STATE_NOT_STARTED
+        elif cancelled:
+            shown = state.STATE_CANCEL_SENT
+        else:
+            shown = told.get(call.outcome, state.STATE_UNKNOWN)
+        spec = self.spec(call.name)
+        return session_pb2.ToolOutcome(
+            call_id=call.call_id,
+            name=call.name,
+            state=shown,
+            side_effect=spec.side_effect if spec else session_pb2.SIDE_EFFECT_NONE,
+        )
+
+
+def _span(ns: int) -> Duration:
+    span = Duration()
+    span.FromNanoseconds(max(ns, 0))
+    return span
+
+
+def _not_an_object(arguments: str) -> str:
+    try:
+        if isinstance(json.loads(arguments), dict):
+            return ""
+    except (ValueError, RecursionError):
+        pass
+    return "the arguments are not one JSON object"

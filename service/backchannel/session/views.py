@@ -1,0 +1,111 @@
+"""The state as clients see it: `Session`, `Turn`, `ToolCall`, `Snapshot`."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from backchannel.session.configuration import SECOND_NS, SESSION_IDLE_S
+from backchannel.session.state import SessionState, stamp_of
+from backchannel.session.table import Phase
+from backchannel.session.turn import Call, Turn
+from backchannel.v1 import event_pb2, frame_pb2, session_pb2
+
+SNAPSHOT_MAX_BYTES: Final = 1024 * 1024
+
+_STATES: Final = {
+    Phase.NEW: session_pb2.Session.STATE_IDLE,
+    Phase.IDLE: session_pb2.Session.STATE_IDLE,
+    Phase.GENERATING: session_pb2.Session.STATE_GENERATING,
+    Phase.WAITING_FOR_TOOLS: session_pb2.Session.STATE_WAITING_FOR_TOOLS,
+    Phase.STOPPING: session_pb2.Session.STATE_GENERATING,
+    Phase.CLOSED: session_pb2.Session.STATE_CLOSED,
+}
+
+
+def call_view(call: Call) -> session_pb2.ToolCall:
+    """A tool call as it stands."""
+    view = session_pb2.ToolCall(
+        call_id=call.call_id,
+        turn_id=call.turn_id,
+        name=call.name,
+        arguments_json=call.arguments_json,
+        outcome=call.outcome,
+        result=call.result,
+    )
+    if call.ready:
+        view.idle_deadline.CopyFrom(stamp_of(call.idle_deadline_ns))
+        view.deadline.CopyFrom(stamp_of(call.deadline_ns))
+    return view
+
+
+def turn_view(turn: Turn) -> session_pb2.Turn:
+    """A turn as it stands."""
+    return session_pb2.Turn(
+        turn_id=turn.turn_id,
+        frame_id=turn.frame_ids[0],
+        input=turn.inputs[0],
+        text=turn.text,
+        reasoning=turn.reasoning,
+        kept_chars=turn.context_chars,
+        tool_calls=[call_view(call) for call in turn.calls],
+        finish_reason=turn.finish_reason,
+        usage=turn.usage,
+    )
+
+
+def session_view(
+    state: SessionState, *, earliest_seq: int, engine_at_work: bool
+) -> session_pb2.Session:
+    """The session as it stands.
+
+    Args:
+        state: The folded state.
+        earliest_seq: The oldest event that the log still has.
+        engine_at_work: An engine is being asked, so that the session generates even while some
+            calls of the running round are already open.
+    """
+    running = state.running
+    shown = _STATES[state.phase]
+    if engine_at_work and state.phase is Phase.WAITING_FOR_TOOLS:
+        shown = session_pb2.Session.STATE_GENERATING
+    return session_pb2.Session(
+        session_id=state.session_id,
+        config=state.config,
+        state=shown,
+        last_seq=state.last_seq,
+        earliest_seq=earliest_seq,
+        running_turn_id=running.turn_id if running else "",
+        open_tool_calls=[call_view(call) for call in running.open_calls] if running else [],
+        total_usage=state.total_usage,
+        create_time=stamp_of(state.create_ns),
+        update_time=stamp_of(state.update_ns),
+        expire_time=stamp_of(state.update_ns + SESSION_IDLE_S * SECOND_NS),
+    )
+
+
+def snapshots(
+    state: SessionState, session: session_pb2.Session, *, max_bytes: int = SNAPSHOT_MAX_BYTES
+) -> list[frame_pb2.Snapshot]:
+    """The whole session in as many frames as it takes, none over `max_bytes` if that can be."""
+    frames = [
+        frame_pb2.Snapshot(
+            session=session,
+            queued=[
+                event_pb2.InputAccepted(frame_id=queued.frame_id, message=queued.message)
+                for queued in state.queue
+            ],
+            seq=state.last_seq,
+        )
+    ]
+    size = frames[0].ByteSize()
+    for turn in state.turns:
+        view = turn_view(turn)
+        # The tag and length before each turn take at most 8 bytes.
+        grown = view.ByteSize() + 8
+        if size + grown > max_bytes and (frames[-1].turns or len(frames) == 1):
+            frames[-1].more = True
+            frames.append(frame_pb2.Snapshot(seq=state.last_seq))
+            size = 16
+        frames[-1].turns.append(view)
+        size += grown
+    return frames
