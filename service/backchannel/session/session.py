@@ -251,10 +251,11 @@ class Session:
                 metadata={"turn_id": last.turn_id if last else ""},
             )
         offset = message.displayed_offset if message.HasField("displayed_offset") else None
-        self._check_position("message", message.displayed_seq, offset, last)
+        seen = last if message.expected_turn_id else self._turn_at(message.displayed_seq)
+        self._check_position("message", message.displayed_seq, offset, seen)
         urgent = message.delivery == session_pb2.DELIVERY_INTERRUPT
         self._check_room(message, urgent)
-        self._owner.displayed.saw(last, message.displayed_seq, offset)
+        self._saw(seen, message.displayed_seq, offset)
         self._owner.absent_since_ns = max(self._owner.absent_since_ns, draft.now_ns)
         seq = draft.emit(
             "input_accepted",
@@ -262,7 +263,7 @@ class Session:
             caused=True,
         )
         if urgent and last is not None:
-            explicit = offset is not None or message.displayed_seq > 0
+            explicit = seen is last and (offset is not None or message.displayed_seq > 0)
             self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit)
         self._turns.start_next()
         # Without a frame_id there is no record to read the turn from.
@@ -340,24 +341,28 @@ class Session:
         self._check_position("interrupt", interrupt.displayed_seq, offset, current)
         if turn is None or current is None:
             return _STALE, 0, turn.turn_id if turn else interrupt.turn_id
-        self._owner.displayed.saw(turn, interrupt.displayed_seq, offset)
+        self._saw(turn, interrupt.displayed_seq, offset)
         explicit = offset is not None or interrupt.displayed_seq > 0
         seq = self._cut_short(turn, interrupt.keep, explicit=explicit)
         return _ACCEPTED if seq else _STALE, seq, turn.turn_id
 
     def _ack(self, ack: frame_pb2.Ack) -> _Answer:
-        state = self.state
         offset = ack.displayed_offset if ack.HasField("displayed_offset") else None
-        turn = state.last_turn
-        if ack.displayed_seq and turn is not None:
-            turn = next(
-                (one for one in reversed(state.turns) if one.started_seq <= ack.displayed_seq),
-                None,
-            )
+        turn = self._turn_at(ack.displayed_seq)
         self._check_position("ack", ack.displayed_seq, offset, turn)
-        if turn is None or turn is state.last_turn:
-            self._owner.displayed.saw(turn, ack.displayed_seq, offset)
+        self._saw(turn, ack.displayed_seq, offset)
         return _ACCEPTED, 0, ""
+
+    def _turn_at(self, seq: int) -> Turn | None:
+        """The turn that holds event `seq`; with 0 the running one, or the last."""
+        if not seq:
+            return self.state.last_turn
+        return next((one for one in reversed(self.state.turns) if one.started_seq <= seq), None)
+
+    def _saw(self, turn: Turn | None, seq: int, offset: int | None) -> None:
+        """Note a position; those in turns before the last no longer matter."""
+        if turn is self.state.last_turn or offset is None:
+            self._owner.displayed.saw(turn, seq, offset)
 
     def _check_position(self, frame: str, seq: int, offset: int | None, turn: Turn | None) -> None:
         if seq > self.state.last_seq:
