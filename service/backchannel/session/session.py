@@ -263,7 +263,7 @@ class Session:
             caused=True,
         )
         if urgent and last is not None:
-            explicit = seen is last and (offset is not None or message.displayed_seq > 0)
+            explicit = offset is not None or message.displayed_seq > 0
             self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit)
         self._turns.start_next()
         # Without a frame_id there is no record to read the turn from.
