@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ipaddress
+
 import grpc
 
 from backchannel.client.config import ClientConfig
@@ -31,7 +33,7 @@ def open_channel(
         # Two clients in one process that share a broken connection would also share its fate.
         ("grpc.use_local_subchannel_pool", 1),
     ]
-    if _is_loopback(target):
+    if is_loopback(target):
         # A proxy for the way out of this machine has nothing to do with a server on it.
         options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
@@ -39,6 +41,12 @@ def open_channel(
     return grpc.aio.secure_channel(target, credentials, options=options)
 
 
-def _is_loopback(target: str) -> bool:
-    host = target.rsplit(":", 1)[0].strip("[]")
-    return host in ("localhost", "::1") or host.startswith("127.")
+def is_loopback(target: str) -> bool:
+    """Whether a `host:port` is on this machine for certain."""
+    host = target.rpartition(":")[0].strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
