@@ -1,0 +1,1 @@
+"""Measurements. Figures are ratios and percentiles of one run on one machine, never tests."""

@@ -1,0 +1,183 @@
+"""`python -m bench`: how fast a stop takes hold, and what a token costs.
+
+Prints tables; `--markdown FILE` also writes them as a page, with the command that made it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import os
+import platform
+import statistics
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from bench.servers import backchannel, bare
+from bench.stops import Case, Stop, stops
+from bench.tokens import Cost, Load, bare_cost, session_cost
+
+HOUSE_PROMPT = "Explain in detail what Backchannel is and how it works."
+
+
+def _percentile(values: Sequence[float], share: float) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
+
+
+def _stop_row(name: str, taken: Sequence[Stop]) -> list[str]:
+    times = [stop.interrupted_ms for stop in taken]
+    finished = [stop.finished_ms for stop in taken]
+    waste = [float(stop.wasted_tokens) for stop in taken]
+    return [
+        name,
+        str(len(taken)),
+        f"{statistics.median(times):.2f}",
+        f"{_percentile(times, 0.99):.2f}",
+        f"{_percentile(finished, 0.99):.2f}",
+        f"{_percentile(waste, 0.99):.0f}",
+        f"{max(waste):.0f}",
+        "yes" if all(stop.balanced for stop in taken) else "NO",
+    ]
+
+
+def _cost_row(name: str, costs: Sequence[Cost], yardstick: Sequence[Cost]) -> list[str]:
+    ratios = [
+        cost.us_per_token / base.us_per_token for cost, base in zip(costs, yardstick, strict=True)
+    ]
+    return [
+        name,
+        f"{statistics.median(cost.us_per_token for cost in costs):.1f}",
+        f"{statistics.median(ratios):.2f}",
+        f"{min(ratios):.2f}-{max(ratios):.2f}",
+        f"{statistics.mean(cost.events_per_frame for cost in costs):.2f}",
+    ]
+
+
+async def _measure_stops(count: int, seed: int, house: bool) -> list[list[str]]:
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        async with backchannel(log=f"sqlite:///{folder}/stops.db") as target:
+            for background in (0, 16):
+                case = Case("scripted/count", "count", {"rate": "50"}, background, 0.5)
+                name = f"scripted, 50 tok/s, {background} other turns"
+                rows.append(_stop_row(name, await stops(target, case, count, seed)))
+    if house:
+        with tempfile.TemporaryDirectory() as folder:
+            log = f"sqlite:///{folder}/stops.db"
+            async with backchannel(log=log, engine="llama") as target:
+                for background in (0, 4):
+                    case = Case("llama/house", HOUSE_PROMPT, {}, background, 0.02)
+                    name = f"house model, {background} other turns"
+                    rows.append(_stop_row(name, await stops(target, case, count, seed)))
+    return rows
+
+
+async def _measure_tokens(load: Load, rounds: int) -> list[list[str]]:
+    yardstick: list[Cost] = []
+    memory: list[Cost] = []
+    sqlite: list[Cost] = []
+    with tempfile.TemporaryDirectory() as folder:
+        log = f"sqlite:///{folder}/tokens.db"
+        async with (
+            bare() as plain,
+            backchannel(log="memory") as in_memory,
+            backchannel(log=log) as in_sqlite,
+        ):
+            for turn in range(rounds + 1):
+                costs = (
+                    await bare_cost(plain, load),
+                    await session_cost(in_memory, load),
+                    await session_cost(in_sqlite, load),
+                )
+                if turn:  # The first round warms up.
+                    yardstick.append(costs[0])
+                    memory.append(costs[1])
+                    sqlite.append(costs[2])
+    return [
+        _cost_row("bare grpc.aio loop", yardstick, yardstick),
+        _cost_row("Backchannel, memory log", memory, yardstick),
+        _cost_row("Backchannel, SQLite log", sqlite, yardstick),
+    ]
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
+    table = Table(title=title)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="left" if place == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |"]
+    lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(columns) - 1)) + "|")
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+STOP_COLUMNS = (
+    "stops of",
+    "samples",
+    "to TurnInterrupted p50 ms",
+    "p99 ms",
+    "to TurnFinished p99 ms",
+    "wasted tokens p99",
+    "most",
+    "bill balances",
+)
+COST_COLUMNS = ("server", "CPU µs a token", "ratio to bare", "range", "events a frame")
+
+
+async def _main(arguments: argparse.Namespace) -> None:
+    console = Console()
+    page = [
+        "# Figures\n",
+        (
+            f"Made by `make bench` on {os.cpu_count()} cores ({platform.machine()}, Python "
+            f"{platform.python_version()}). Single machine, client and server together: read "
+            "ratios, not absolute times.
+"
+        ),
+    ]
+    if "stops" in arguments.what:
+        with console.status("Stopping turns…"):
+            rows = await _measure_stops(arguments.samples, arguments.seed, not arguments.no_house)
+        title = "How fast a stop takes hold (SQLite log, client's view)"
+        console.print(_table(title, STOP_COLUMNS, rows))
+        page.append(_markdown(title, STOP_COLUMNS, rows))
+    if "tokens" in arguments.what:
+        load = Load(arguments.streams, arguments.rate, arguments.tokens)
+        with console.status("Streaming tokens…"):
+            rows = await _measure_tokens(load, arguments.rounds)
+        title = (
+            f"What a token costs the server ({load.streams} streams at {load.rate:g} tok/s, "
+            f"{arguments.rounds} interleaved rounds)"
+        )
+        console.print(_table(title, COST_COLUMNS, rows))
+        page.append(_markdown(title, COST_COLUMNS, rows))
+    if arguments.markdown:
+        arguments.markdown.write_text("\n".join(page), encoding="utf-8")
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("what", nargs="*", default=["stops", "tokens"], help="stops, tokens")
+    parser.add_argument("--samples", type=int, default=200, help="stops a row (default: 200)")
+    parser.add_argument("--seed", type=int, default=1, help="of the random moments (default: 1)")
+    parser.add_argument("--no-house", action="store_true", help="leave the house model out")
+    parser.add_argument("--streams", type=int, default=20, help="at a time (default: 20)")
+    parser.add_argument("--rate", type=float, default=50.0, help="tokens a second (default: 50)")
+    parser.add_argument("--tokens", type=int, default=250, help="a stream (default: 250)")
+    parser.add_argument("--rounds", type=int, default=5, help="interleaved (default: 5)")
+    parser.add_argument("--markdown", type=Path, help="write the tables to this page too")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main(_arguments()))
