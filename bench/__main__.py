@@ -141,8 +141,7 @@ async def _main(arguments: argparse.Namespace) -> None:
         (
             f"Made by `make bench` on {os.cpu_count()} cores ({platform.machine()}, Python "
             f"{platform.python_version()}). Single machine, client and server together: read "
-            "ratios, not absolute times.
-"
+            "ratios, not absolute times.\n"
         ),
     ]
     if "stops" in arguments.what:
