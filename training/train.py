@@ -1,0 +1,124 @@
+"""Train the house model: resumable, and exportable at any moment.
+
+    python train.py --steps 3000 --decay-from 2200
+
+The rate is constant after a short warm-up and falls linearly to nothing from `--decay-from` to
+`--steps`. Ending early costs quality only; a later call with greater numbers goes on from the last
+checkpoint. What is exported are the averaged weights.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+import tokens
+from config import Shape
+from data import Encoder, batches
+from dialogue import conversation
+from model import House
+from optim import Optimizer
+
+HERE = Path(__file__).parent
+
+
+def tokenizer_for(run: Path, seed: int) -> Encoder:
+    """The run's tokenizer, learned first if it is not there yet."""
+    path = run / "tokenizer.json"
+    if not path.exists():
+        plain = Encoder(tokens.train([""]))
+        texts = (plain.text(conversation(f"{seed}/bpe/{n}")) for n in range(6000))
+        tokens.train(texts).save(str(path))
+    return Encoder(tokens.load(path))
+
+
+def main() -> None:
+    """Train from the last checkpoint, or from nothing, to `--steps`."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=HERE / "run", help="folder of the run")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--steps", type=int, required=True, help="stop after this step")
+    parser.add_argument("--decay-from", type=int, default=10**9, help="let the rate fall from here")
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch")
+    parser.add_argument("--muon-lr", type=float, default=0.02, help="0: AdamW for everything")
+    parser.add_argument("--adam-lr", type=float, default=3e-3)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time too")
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(args.seed)
+    args.run.mkdir(parents=True, exist_ok=True)
+    encoder = tokenizer_for(args.run, args.seed)
+    shape = Shape(vocab=encoder.tokenizer.get_vocab_size())
+    model = House(shape)
+    average = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = Optimizer(model, muon_lr=args.muon_lr, adam_lr=args.adam_lr)
+    step = seen = 0
+    index = (0, 0)
+    path = args.run / "checkpoint.pt"
+    if path.exists():
+        saved = torch.load(path, weights_only=True)
+        model.load_state_dict(saved["live"])
+        average = saved["model"]
+        optimizer.load(saved["optimizer"])
+        step, index, seen = saved["step"], tuple(saved["index"]), saved["seen"]
+
+    def save() -> None:
+        part = path.with_suffix(".part")
+        torch.save(
+            {
+                "model": average,
+                "live": model.state_dict(),
+                "optimizer": optimizer.state(),
+                "shape": asdict(shape),
+                "step": step,
+                "index": index,
+                "seen": seen,
+            },
+            part,
+        )
+        part.replace(path)
+
+    began = last = time.monotonic()
+    recent = 0
+    total = 0.0
+    for ids, mask, following in batches(encoder, args.seed, index, args.tokens, shape.context):
+        if step >= args.steps or time.monotonic() - began > args.minutes * 60:
+            break
+        inputs = torch.from_numpy(ids)
+        learn = torch.from_numpy(mask)[:, 1:]
+        if not learn.any():
+            continue
+        hidden = model(inputs[:, :-1])[learn]
+        loss = F.cross_entropy(model.logits(hidden), inputs[:, 1:][learn])
+        loss.backward()
+        scale = min(1.0, (step + 1) / 40)
+        if step >= args.decay_from:
+            scale *= max(0.0, (args.steps - step) / (args.steps - args.decay_from))
+        optimizer.step(scale)
+        step, index, seen = step + 1, following, seen + int(ids.size)
+        decay = min(0.99, step / (step + 20))
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                average[name].lerp_(tensor, 1 - decay)
+        recent, total = recent + int(ids.size), total + loss.item()
+        if step % 20 == 0:
+            now = time.monotonic()
+            print(
+                f"step {step} loss {total / 20:.4f} seen {seen / 1e6:.2f}M "
+                f"{recent / (now - last):.0f} tok/s {(now - began) / 60:.1f} min",
+                flush=True,
+            )
+            last, recent, total = now, 0, 0.0
+        if step % 100 == 0:
+            save()
+    save()
+
+
+if __name__ == "__main__":
+    main()
