@@ -26,6 +26,7 @@ from backchannel.listen import Address
 from backchannel.logging import LogFormat, LogLevel
 
 ENV_PREFIX: Final = "BACKCHANNEL_"
+GGUF: Final = ".gguf"
 
 
 class ConfigError(Exception):
@@ -114,7 +115,7 @@ class ServeConfig(BaseSettings):
             loaded = FromFile(**flags)
         except ValidationError as error:
             raise ConfigError(_explain(error, flags, toml)) from None
-        return cls.model_construct(**loaded.model_dump())
+        return cls.model_construct(**dict(loaded))
 
     @classmethod
     def settings_customise_sources(
@@ -140,6 +141,16 @@ class ServeConfig(BaseSettings):
     @classmethod
     def _check_listen(cls, value: str) -> str:
         Address.parse(value)
+        return value
+
+    @field_validator("model")
+    @classmethod
+    def _check_model(cls, value: str) -> str:
+        if value.endswith(GGUF):
+            if not Path(value).expanduser().is_file():
+                raise ValueError("there is no such file; name a GGUF file that exists")
+        elif value and not all(value.partition("/")):
+            raise ValueError("write engine/name, such as scripted/echo, or the path of a GGUF file")
         return value
 
     @field_validator("log")

@@ -99,10 +99,12 @@ class Conversations:
         resume = start.resume
         with closing(live.attach(resume.after_seq, snapshot=resume.snapshot)) as reader:
             if frame_id:
-                await context.write(wire.receipt_frame(receipt))
+                # By the reader, which knows what a stream must begin with.
+                reader.owe()
+                reader.deliver(receipt, None)
             try:
                 async with asyncio.TaskGroup() as both:
-                    uplink = both.create_task(_uplink(requests, live, reader))
+                    uplink = both.create_task(_uplink(requests, live, reader), name="uplink")
                     async for frames in reader:
                         await context.write(frames)
                     uplink.cancel()
@@ -133,7 +135,8 @@ class Conversations:
                 Reason.OPEN_REQUIRED,
                 f"the first frame is {kind or 'empty'}; begin with an Open",
             )
-        _check_frame_id(frame.frame_id)
+        if (error := _frame_id_error(frame.frame_id)) is not None:
+            raise error
         if frame.open.WhichOneof("start") is None:
             raise BackchannelError(
                 Reason.FIELD_REQUIRED, "set either create or resume", field="open.start"
@@ -262,13 +265,16 @@ async def _uplink(requests: AsyncIterator[bytes], live: LiveSession, reader: Rea
                 Reason.OPEN_REPEATED,
                 "an Open can only come first; open another stream for another session",
             )
-        if kind == "close":
-            reader.close_after(frame.frame_id)
-            return
         if kind == "ping":
             reader.ping(frame.frame_id)
-        else:
+        elif kind != "close":
             live.submit(frame, reader)
+        elif (error := _frame_id_error(frame.frame_id)) is not None:
+            reader.owe()
+            reader.deliver(frame_pb2.Receipt(frame_id=frame.frame_id), error)
+        else:
+            reader.close_after(frame.frame_id)
+            return
         # Whoever sends faster than receipts can be written waits here, and so does the network.
         await reader.room()
     reader.half_close()
@@ -290,11 +296,13 @@ def _require_session_id(session_id: str, field: str) -> None:
         )
 
 
-def _check_frame_id(frame_id: str) -> None:
-    if len(frame_id.encode()) > MAX_FRAME_ID_BYTES:
-        raise BackchannelError(
-            Reason.FIELD_TOO_LONG, f"must be at most {MAX_FRAME_ID_BYTES} bytes", field="frame_id"
-        )
+def _frame_id_error(frame_id: str) -> BackchannelError | None:
+    """What is wrong with the id of a frame that the session never sees."""
+    if len(frame_id.encode()) <= MAX_FRAME_ID_BYTES:
+        return None
+    return BackchannelError(
+        Reason.FIELD_TOO_LONG, f"must be at most {MAX_FRAME_ID_BYTES} bytes", field="frame_id"
+    )
 
 
 def _not_implemented(field: str, remedy: str) -> BackchannelError:

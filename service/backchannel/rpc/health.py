@@ -10,7 +10,10 @@ from collections.abc import Sequence
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import SERVICE_NAME, aio
+from grpc_health.v1.health import SERVICE_NAME as SERVICE
+from grpc_health.v1.health import aio
+
+__all__ = ["SERVICE", "Health"]
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -24,7 +27,7 @@ class Health:
     """
 
     def __init__(self, services: Sequence[str]) -> None:
-        self._names = ("", SERVICE_NAME, *services)
+        self._names = ("", SERVICE, *services)
         self._servicer = aio.HealthServicer()
 
     def register(self, server: grpc.aio.Server) -> None:

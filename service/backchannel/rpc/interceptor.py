@@ -20,7 +20,7 @@ from backchannel.errors import BackchannelError, Reason
 from backchannel.rpc import errors
 from backchannel.rpc.wire import parsing
 
-Handler: TypeAlias = grpc.RpcMethodHandler[Any, Any]
+Handler: TypeAlias = "grpc.RpcMethodHandler[Any, Any]"  # not generic at run time
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 Behaviour: TypeAlias = Callable[[Any, Context], Any]
 Parser: TypeAlias = Callable[[bytes], Any]

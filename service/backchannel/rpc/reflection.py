@@ -55,7 +55,8 @@ def _describe_v1() -> None:
     new = f".{file.package}."
     for message in file.message_type:
         for field in message.field:
-            field.type_name = field.type_name.replace(old, new)
+            if field.type_name:  # which setting it would make a field of a message type
+                field.type_name = field.type_name.replace(old, new)
     for service in file.service:
         for method in service.method:
             method.input_type = method.input_type.replace(old, new)

@@ -21,7 +21,7 @@ from backchannel.listen import Address
 from backchannel.log.registry import open_log
 from backchannel.rpc import conversation, reflection, settings
 from backchannel.rpc.conversation import Conversations
-from backchannel.rpc.health import SERVICE_NAME as HEALTH
+from backchannel.rpc.health import SERVICE as HEALTH
 from backchannel.rpc.health import Health
 from backchannel.rpc.interceptor import Guard
 from backchannel.rpc.models import Models

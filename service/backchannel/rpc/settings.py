@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Final
 
-from backchannel.config import ServeConfig
+from backchannel.config import GGUF, ServeConfig
 from backchannel.engines.registry import DEFAULT_ENGINES, EngineRegistry
 from backchannel.rpc.wire import MAX_TRANSPORT_BYTES
 
 _MIN_CLIENT_PING_MS: Final = 1_000
-
-GGUF: Final = ".gguf"
 
 
 def server_options(config: ServeConfig) -> list[tuple[str, int]]:
@@ -42,11 +41,20 @@ def server_options(config: ServeConfig) -> list[tuple[str, int]]:
 
 def engines(config: ServeConfig) -> EngineRegistry:
     """The engines to open, and the default model."""
-    names = config.engine or (*DEFAULT_ENGINES, *config.engine_options)
+    names = dict.fromkeys(config.engine or (*DEFAULT_ENGINES, *config.engine_options))
     settings = {name: config.engine_options.get(name, {}) for name in names}
     default_model = config.model
     if default_model.endswith(GGUF):
         path = Path(default_model).expanduser().absolute()
-        settings["llama"] = {**settings.get("llama", {}), "model": str(path)}
-        default_model = f"llama/{path.stem}"
+        name = _model_name(path)
+        configured = settings.get("llama", {})
+        models = configured.get("models", ())
+        others = models if isinstance(models, (list, tuple)) else ()
+        settings["llama"] = {**configured, "models": [{"name": name, "path": str(path)}, *others]}
+        default_model = f"llama/{name}"
     return EngineRegistry(settings, default_model=default_model)
+
+
+def _model_name(path: Path) -> str:
+    """What a GGUF file is called behind `llama/`: its name, in characters that names may have."""
+    return re.sub("[^A-Za-z0-9._:-]+", "-", path.stem).strip("-._:")[:64] or "model"

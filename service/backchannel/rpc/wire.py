@@ -53,8 +53,3 @@ def parsing(parse: Callable[[bytes], T]) -> Callable[[bytes], T]:
 
 client_frame: Final = parsing(frame_pb2.ClientFrame.FromString)
 """A `ClientFrame` from its bytes."""
-
-
-def receipt_frame(receipt: frame_pb2.Receipt) -> bytes:
-    """A `ServerFrame` that holds the receipt alone."""
-    return frame_pb2.ServerFrame(receipt=receipt).SerializeToString()

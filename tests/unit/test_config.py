@@ -1,0 +1,145 @@
+"""The configuration: four places, one order, errors that name the place and the remedy."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from backchannel.config import ConfigError, ServeConfig
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in list(os.environ):
+        if name.startswith("BACKCHANNEL_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+def toml(folder: Path, text: str) -> Path:
+    path = folder / "backchannel.toml"
+    path.write_text(text)
+    return path
+
+
+def test_defaults(tmp_path: Path) -> None:
+    config = ServeConfig.load({})
+    assert config.listen == "127.0.0.1:50051"
+    assert config.log == f"sqlite:///{tmp_path}/state/backchannel/sessions.db"
+    assert not config.anonymous
+    assert config.engine == ()
+
+
+def test_flags_win_over_variables_and_these_over_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'listen = "127.0.0.1:1"\nmodel = "scripted/echo"\ndrain_grace_s = 1\n'
+    path = toml(tmp_path, text)
+    monkeypatch.setenv("BACKCHANNEL_LISTEN", "127.0.0.1:2")
+    monkeypatch.setenv("BACKCHANNEL_MODEL", "scripted/count")
+    config = ServeConfig.load({"listen": "127.0.0.1:3"}, path)
+    assert (config.listen, config.model, config.drain_grace_s) == (
+        "127.0.0.1:3",
+        "scripted/count",
+        1.0,
+    )
+
+
+def test_lists_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = toml(
+        tmp_path,
+        'engine = ["scripted", "llama"]\n[engine_options.llama]\nparallel = 2\n'
+        "[sessions]\nheartbeat_s = 5\n[sessions.retention]\nmax_events = 10\n",
+    )
+    config = ServeConfig.load({}, path)
+    assert config.engine == ("scripted", "llama")
+    assert config.engine_options == {"llama": {"parallel": 2}}
+    assert config.sessions.heartbeat_s == 5
+    assert config.sessions.retention.max_events == 10
+    assert config.sessions.max_readers == 64
+    monkeypatch.setenv("BACKCHANNEL_ENGINE", "scripted, other")
+    monkeypatch.setenv("BACKCHANNEL_SESSIONS__MAX_LIVE", "7")
+    config = ServeConfig.load({}, path)
+    assert config.engine == ("scripted", "other")
+    assert (config.sessions.max_live, config.sessions.heartbeat_s) == (7, 5)
+
+
+def test_it_is_frozen() -> None:
+    config = ServeConfig.load({})
+    with pytest.raises(ValidationError):
+        config.listen = "0.0.0.0:1"
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"listen": "nonsense"}, ["--listen", "host:port", "'nonsense'"]),
+        ({"listen": "127.0.0.1:99999"}, ["--listen", "65535"]),
+        ({"listen": "::1:5"}, ["--listen", "[ipv6]:port"]),
+        ({"listen": "unix:relative"}, ["--listen", "unix:/"]),
+        ({"listen": "0.0.0.0:50051"}, ["listen", "0.0.0.0:50051", "--anonymous", "127.0.0.1"]),
+        ({"listen": "[::]:50051"}, ["--anonymous"]),
+        ({"listen": "example.org:50051"}, ["--anonymous"]),
+        ({"drain_grace_s": -1}, ["--drain-grace", "greater than or equal to 0", "-1"]),
+        ({"log": "somewhere"}, ["--log", "sqlite:///", "'somewhere'"]),
+        ({"model": "/nothing/there.gguf"}, ["--model", "no such file", "there.gguf"]),
+        ({"model": "echo"}, ["--model", "engine/name", "'echo'"]),
+        ({"log_level": "chatty"}, ["--log-level", "'debug'"]),
+    ],
+)
+def test_wrong_flags(flags: dict[str, object], says: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServeConfig.load(flags)
+    for words in says:
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0:50051", "[::]:50051", "example.org:50051"])
+def test_strangers_come_in_by_choice(listen: str) -> None:
+    assert ServeConfig.load({"listen": listen, "anonymous": True}).listen == listen
+
+
+@pytest.mark.parametrize(
+    "listen", ["127.0.0.2:1", "localhost:1", "[::1]:1", "unix:/run/backchannel.sock"]
+)
+def test_this_machine_needs_no_choice(listen: str) -> None:
+    assert str(ServeConfig.load({"listen": listen}).address) == listen
+
+
+def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKCHANNEL_DRAIN_GRACE_S", "soon")
+    with pytest.raises(ConfigError, match=r"BACKCHANNEL_DRAIN_GRACE_S: .*found 'soon'"):
+        ServeConfig.load({})
+
+
+def test_a_wrong_line_of_the_file_is_named(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'max_calls = "many"\n')
+    with pytest.raises(ConfigError, match=f"max_calls in {path}"):
+        ServeConfig.load({}, path)
+
+
+def test_a_setting_there_is_not(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'lisen = "127.0.0.1:1"\n')
+    with pytest.raises(ConfigError, match=r"no setting is called lisen; there are .*listen"):
+        ServeConfig.load({}, path)
+
+
+def test_several_faults_at_once(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        ServeConfig.load({"log": "x", "drain_grace_s": -1})
+    assert len(str(caught.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("text", ["listen = ", "\x00"])
+def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
+    path = toml(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"--config: .*backchannel.toml is not TOML"):
+        ServeConfig.load({}, path)
+
+
+def test_a_file_there_is_not(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--config: cannot read .*: No such file"):
+        ServeConfig.load({}, tmp_path / "nothing.toml")
