@@ -1,0 +1,154 @@
+"""The committer: one task that writes what all sessions have produced.
+
+A session with something to write enlists. In each round the committer takes what every enlisted
+session has and hands it to the log as one append. While that is under way the next round gathers,
+so that a slow log gets fewer and larger appends, and a fast one an append a tick of the loop. There
+is one append at a time, which is also what keeps a session's events in order.
+
+The task awaits `Log.append` itself: an append that does not suspend (memory) costs no thread and no
+future, only the wake of this task, which all sessions of the tick share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Protocol
+
+import structlog
+
+from backchannel.errors import BackchannelError, Reason
+from backchannel.log.protocol import Append, AppendConflictError, Log, SessionDamagedError
+
+_logger = structlog.get_logger(__name__)
+
+
+class Writer(Protocol):
+    """Who writes: a session in memory."""
+
+    def take(self) -> Append | None:
+        """What there is to write now; None if it has become nothing."""
+        ...
+
+    def committed(self) -> None:
+        """What was taken last is in the log."""
+        ...
+
+    def failed(self, error: BackchannelError) -> None:
+        """What was taken last is not in the log, and never will be by itself."""
+        ...
+
+
+class Committer:
+    """Writes to one log, for one process. Run `run` as a task.
+
+    Args:
+        log: Where to.
+        max_backlog_bytes: Above so many bytes produced and not yet committed, `room` waits.
+    """
+
+    def __init__(self, log: Log, *, max_backlog_bytes: int) -> None:
+        self._log = log
+        self._max_backlog_bytes = max_backlog_bytes
+        self._enlisted: list[Writer] = []
+        self._wake: asyncio.Future[None] | None = None
+        self._waiting_for_room: list[asyncio.Future[None]] = []
+        self._backlog_bytes = 0
+        self._writing = False
+        self._idle: list[asyncio.Future[None]] = []
+
+    def enlist(self, writer: Writer) -> None:
+        """Put a session on the list of the next round. It enlists once until `take` was called."""
+        self._enlisted.append(writer)
+        wake = self._wake
+        if wake is not None:
+            self._wake = None
+            if not wake.done():
+                wake.set_result(None)
+
+    def owe(self, size: int) -> None:
+        """Count bytes as produced (positive), or as committed or given up (negative)."""
+        self._backlog_bytes += size
+        if self._waiting_for_room and self._backlog_bytes <= self._max_backlog_bytes:
+            waiting, self._waiting_for_room = self._waiting_for_room, []
+            for future in waiting:
+                if not future.done():
+                    future.set_result(None)
+
+    @property
+    def has_room(self) -> bool:
+        """Whether the log keeps up."""
+        return self._backlog_bytes <= self._max_backlog_bytes
+
+    async def room(self) -> None:
+        """Wait until the log has caught up."""
+        while not self.has_room:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._waiting_for_room.append(future)
+            await future
+
+    async def flush(self) -> None:
+        """Wait until all that was enlisted is committed or refused."""
+        while self._enlisted or self._writing:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._idle.append(future)
+            await future
+
+    async def run(self) -> None:
+        """Write, until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            if not self._enlisted:
+                for future in self._idle:
+                    if not future.done():
+                        future.set_result(None)
+                self._idle.clear()
+                self._wake = loop.create_future()
+                await self._wake
+            writers, self._enlisted = self._enlisted, []
+            taken = [(writer, append) for writer in writers if (append := writer.take())]
+            self._writing = True
+            try:
+                await self._write(taken)
+            finally:
+                self._writing = False
+
+    async def _write(self, taken: list[tuple[Writer, Append]]) -> None:
+        """Append, leaving out one session after the other that does not fit its log."""
+        while taken:
+            error = await self._append([append for _, append in taken])
+            if error is None:
+                for writer, _ in taken:
+                    writer.committed()
+                return
+            refused = taken
+            if isinstance(error, AppendConflictError | SessionDamagedError):
+                culprit = [pair for pair in taken if pair[1].session_id == error.session_id]
+                # Without a culprit there is nobody to leave out, and a repeat would not end.
+                refused = culprit or taken
+            taken = [pair for pair in taken if pair not in refused]
+            why = error if isinstance(error, BackchannelError) else _changed()
+            for writer, _ in refused:
+                writer.failed(why)
+
+    async def _append(
+        self, batch: Sequence[Append]
+    ) -> BackchannelError | AppendConflictError | None:
+        try:
+            await self._log.append(batch)
+        except (BackchannelError, AppendConflictError) as error:
+            reason = error.reason if isinstance(error, BackchannelError) else "conflict"
+            _logger.error("append_failed", reason=reason, detail=str(error))
+            return error
+        except Exception as error:  # noqa: BLE001 - a backend's bug must not end the process
+            _logger.error("append_broke", log=self._log.address, kind=type(error).__name__)
+            return BackchannelError(
+                Reason.LOG_UNAVAILABLE, f"the log ({self._log.address}) failed unexpectedly"
+            )
+        return None
+
+
+def _changed() -> BackchannelError:
+    return BackchannelError(
+        Reason.OWNER_ELSEWHERE, "the session's log was changed by somebody else; try again"
+    )

@@ -1,0 +1,63 @@
+"""What can be set about a host."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from backchannel.log.protocol import Retention
+
+MIB = 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class HostConfig:
+    """Limits and times of one process. Every default is meant for production.
+
+    Attributes:
+        max_sessions: Sessions in the log, at rest or not; one more is `SESSIONS_FULL`.
+        max_live: Sessions in memory. Idle ones without readers make room for others.
+        max_readers: Readers attached to one session; one more is `READERS_FULL`.
+        max_waiting_runs: Generations of one model that wait for a place; one more is `ENGINE_BUSY`.
+        max_owed_receipts: Receipts that one reader has not taken; at so many `Reader.room` waits.
+        max_backlog_bytes: Events of all sessions, not committed yet; above that inputs wait.
+        max_ahead_events: How far a generation may run ahead of the log.
+        heartbeat_s: The longest silence on a stream.
+        frame_events: The most events in one frame.
+        frame_bytes: The most bytes of events in one frame, unless one event alone is larger.
+        tail_events: Committed events of a session kept in memory for its readers.
+        tail_bytes: The most bytes of them.
+        read_events: How many events are read from the log at once when a session is loaded.
+        stop_limit_s: A generation that has not ended so long after it was told to stop is dropped.
+        idle_before_passive_s: A session stays in memory at least so long after its last use.
+        sweep_s: Time between two rounds of expiry and retention.
+        retired_s: How long the id of a deleted or expired session cannot be used again.
+        farewell_s: How long a deletion waits for readers to take their `SessionClosed`.
+        retry_first_s: After a write was refused, the log is asked again after about so long; the
+            time doubles with each refusal.
+        retry_most_s: But it never is longer than this.
+        parallel_loads: Sessions that are read from the log at the same time.
+        retention: How much of a session's past is kept.
+    """
+
+    max_sessions: int = 100_000
+    max_live: int = 10_000
+    max_readers: int = 64
+    max_waiting_runs: int = 1_000
+    max_owed_receipts: int = 1024
+    max_backlog_bytes: int = 64 * MIB
+    max_ahead_events: int = 16
+    heartbeat_s: float = 15.0
+    frame_events: int = 512
+    frame_bytes: int = 256 * 1024
+    tail_events: int = 1024
+    tail_bytes: int = 256 * 1024
+    read_events: int = 2000
+    stop_limit_s: float = 10.0
+    idle_before_passive_s: float = 10.0
+    sweep_s: float = 60.0
+    retired_s: float = 24 * 3600.0
+    farewell_s: float = 2.0
+    retry_first_s: float = 0.25
+    retry_most_s: float = 15.0
+    parallel_loads: int = 8
+    retention: Retention = field(default_factory=Retention)

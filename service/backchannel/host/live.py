@@ -1,0 +1,708 @@
+"""A live session: the core in memory, its way into the log, and whoever reads or feeds it.
+
+Every input takes the same way:
+
+1. The core decides, and has advanced.
+2. The effects are performed at once, a stop before all others: an engine never waits for a disk.
+3. The events become bytes, once, and the session enlists with the committer.
+4. When they are committed the readers are woken and the receipts that depend on them go out.
+
+What the core knows is therefore ahead of the log by what is under way. Nobody sees that: whatever
+is shown (a view, a snapshot, a receipt) is taken at once and released after the commit of the last
+event it rests on.
+
+When the log refuses a write, the core has advanced to where the log will never be. The session is
+then *faulty*: its engine is stopped, whoever waits for a receipt is told, inputs are refused, and
+the readers stay. It is read from the log again as soon as that answers, the broken turn gets its
+ending, and things go on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import traceback
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Final
+
+import structlog
+
+from backchannel.engines.protocol import (
+    EngineUsage,
+    TextChunk,
+    ToolCallEnd,
+    ToolCallFragment,
+    ToolCallStart,
+)
+from backchannel.errors import BackchannelError, Reason
+from backchannel.host.clock import Clock, Timer, within
+from backchannel.host.committer import Committer
+from backchannel.host.config import HostConfig
+from backchannel.host.loading import load
+from backchannel.host.reader import AfterCommit, Reader
+from backchannel.host.runner import EngineRun, Runner, Spawn
+from backchannel.host.tail import Tail
+from backchannel.log.protocol import Append, Checkpoint, Head, Log, not_found, trimmed
+from backchannel.session.decision import Decision, SetTimer, StartEngine, StopEngine
+from backchannel.session.framing import framed
+from backchannel.session.session import Session
+from backchannel.session.table import Phase
+from backchannel.v1 import event_pb2, frame_pb2, session_pb2
+
+_logger = structlog.get_logger(__name__)
+
+# Events that change nothing of what a listing shows or recovery asks; all others bring a new head.
+_QUIET_KINDS: Final = frozenset({"output_delta", "tool_call_delta", "tool_call_progressed"})
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What all sessions of a process share.
+
+    Attributes:
+        log: Where events are kept.
+        clock: Where times come from.
+        config: Limits and times.
+        committer: Writes for all.
+        runner: Asks engines for all.
+        spawn: Starts a task that the host owns.
+        ids: Makes unguessable ids from a prefix.
+        rng: For jitter.
+        gone: Called when a session is of no more use in memory.
+        rested: Called when a session has come to rest, with everything committed.
+    """
+
+    log: Log
+    clock: Clock
+    config: HostConfig
+    committer: Committer
+    runner: Runner
+    spawn: Spawn
+    ids: Callable[[str], str]
+    rng: random.Random
+    gone: Callable[[LiveSession], None]
+    rested: Callable[[LiveSession], None]
+
+
+class LiveSession:
+    """One session in memory.
+
+    Args:
+        core: As after its newest committed event.
+        resources: What it shares with the others.
+    """
+
+    def __init__(self, core: Session, resources: Resources, *, committed_seq: int) -> None:
+        self.session_id: str = core.session_id
+        self.committed_seq = committed_seq
+        self.closed_seq = 0
+        self.used_ns = resources.clock.now_ns()
+        config = resources.config
+        self.tail = Tail(
+            committed_seq + 1, max_events=config.tail_events, max_bytes=config.tail_bytes
+        )
+        self._core = core
+        self._resources = resources
+        self._log = resources.log
+        self._clock = resources.clock
+        self._committer = resources.committer
+        self._max_ahead = config.max_ahead_events
+        self._decided_seq = committed_seq
+        # What waits for the next append, and what is in the one under way.
+        self._raw: list[bytes] = []
+        self._framed: list[bytes] = []
+        self._flight: list[bytes] = []
+        self._head_due = False
+        self._closing = False
+        self._due: deque[tuple[int, AfterCommit]] = deque()
+        self._readers: set[Reader] = set()
+        self._count = 0
+        self._runs: dict[str, EngineRun] = {}
+        self._timer: Timer | None = None
+        self._fault: BackchannelError | None = None
+        self._landed: asyncio.Future[None] | None = None
+        self._resting: list[asyncio.Future[None]] = []
+        self._refusals = 0
+        self._gone: BackchannelError | None = None
+        self._draining = False
+        self.retention_due = False
+
+    # --- what doors do -----------------------------------------------------------------------
+
+    async def send(self, frame: frame_pb2.ClientFrame) -> frame_pb2.Receipt:
+        """Take in one frame; returns its receipt once its events are committed.
+
+        Raises:
+            BackchannelError: `LOG_UNAVAILABLE`, `DRAINING` and the like: trouble that is not the
+                frame's. What is wrong with the frame itself is said in the receipt.
+        """
+        self._refuse_if_unable(frame)
+        if not frame.HasField("interrupt"):  # A stop waits for nothing.
+            await self._committer.room()
+            self._refuse_if_unable(frame)
+        decision = self._input(self._core.accept, frame)
+        if decision is None or decision.receipt is None:
+            raise self._trouble() or _broken()
+        await self._committed()
+        return decision.receipt
+
+    def submit(self, frame: frame_pb2.ClientFrame, reader: Reader) -> None:
+        """Take in one frame of a stream; its receipt goes to the reader, in order."""
+        if frame.HasField("ping"):
+            reader.answer_ping()
+        receipt = frame_pb2.Receipt(frame_id=frame.frame_id)
+        error = None
+        try:
+            self._refuse_if_unable(frame)
+            decision = self._input(self._core.accept, frame)
+            if decision is None or decision.receipt is None:
+                error = self._trouble() or _broken()
+            else:
+                receipt = decision.receipt
+        except BackchannelError as refusal:
+            error = refusal
+        if not frame.frame_id:
+            return
+        reader.owe()
+        if error is None:
+            self.after_commit(partial(reader.deliver, receipt))
+        else:
+            # In its place among the receipts of the frames before it.
+            self.after_commit(lambda _: reader.deliver(receipt, error))
+
+    async def view(self) -> session_pb2.Session:
+        """The session, as committed."""
+        trouble = self._trouble()
+        if trouble is not None:
+            raise trouble
+        view = self._core.view()
+        await self._committed()
+        return view
+
+    def attach(self, after_seq: int, *, snapshot: bool) -> Reader:
+        """Read from after `after_seq`, or from a snapshot of now.
+
+        Raises:
+            BackchannelError: `CURSOR_BEYOND_END`, `CURSOR_TRIMMED`, `READERS_FULL`, `DRAINING`.
+        """
+        trouble = self._gone or (self._trouble() if snapshot else None)
+        if trouble is not None:
+            raise trouble
+        if self._draining:
+            raise draining_error()
+        config = self._resources.config
+        if len(self._readers) >= config.max_readers:
+            raise BackchannelError(
+                Reason.READERS_FULL,
+                f"{config.max_readers} readers are attached to this session already; close one",
+            )
+        if not snapshot:
+            self._check_cursor(after_seq)
+        reader = Reader(self, 0 if snapshot else after_seq, self._log, self._clock, config)
+        reader.wants_snapshot = snapshot
+        self._readers.add(reader)
+        self._count_readers()
+        if snapshot:
+            self._offer_snapshots()
+        return reader
+
+    def _check_cursor(self, after_seq: int) -> None:
+        if after_seq > self.committed_seq:
+            raise BackchannelError(
+                Reason.CURSOR_BEYOND_END,
+                f"the newest event is {self.committed_seq}; name it or an earlier one",
+                field="after_seq",
+                metadata={"last_seq": str(self.committed_seq)},
+            )
+        if after_seq + 1 < self._core.earliest_seq:
+            raise trimmed(self._core.earliest_seq)
+
+    # --- what readers need -------------------------------------------------------------------
+
+    @property
+    def resting(self) -> bool:
+        """No turn runs, and everything decided is committed."""
+        return (
+            self._fault is None
+            and self._decided_seq == self.committed_seq
+            and self._core.state.running is None
+        )
+
+    async def room(self) -> None:
+        """Wait while the log cannot take more."""
+        await self._committer.room()
+
+    def reader_changed(self, reader: Reader) -> None:
+        """The reader was closed or half-closed."""
+        if reader.is_closed:
+            self._readers.discard(reader)
+        self._count_readers()
+
+    def after_commit(self, then: AfterCommit) -> None:
+        """Call back once all that was decided so far is committed, or with why it will not be."""
+        if self._due or self._decided_seq != self.committed_seq:
+            self._due.append((self._decided_seq, then))
+        else:
+            then(None)
+
+    async def _committed(self) -> None:
+        """Wait until all that was decided so far is committed.
+
+        Raises:
+            BackchannelError: It will not be.
+        """
+        if self._decided_seq == self.committed_seq:
+            return
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.after_commit(partial(_settle, future))
+        await future
+
+    def _count_readers(self) -> None:
+        count = sum(reader.counts for reader in self._readers)
+        if self._draining and count < self._count:
+            return  # They leave because they were told to; that is no disconnect.
+        if count != self._count:
+            self._count = count
+            self._input(self._core.readers_changed, count)
+
+    def _offer_snapshots(self) -> None:
+        if any(reader.wants_snapshot for reader in self._readers):
+            parts = [
+                frame_pb2.ServerFrame(snapshot=part).SerializeToString()
+                for part in self._core.snapshots()
+            ]
+            for reader in self._readers:
+                if reader.wants_snapshot and not reader.has_snapshot:
+                    reader.offer_snapshot(parts, self._decided_seq)
+
+    # --- inputs ------------------------------------------------------------------------------
+
+    def _input(self, decide: Callable[..., Decision], *args: object) -> Decision | None:
+        """Let the core decide, and act on it; None if it could not."""
+        if self._fault is not None or self._gone is not None:
+            return None
+        now_ns = self._clock.now_ns()
+        try:
+            decision = decide(*args, now_ns)
+            self._act(decision)
+        except Exception as error:  # noqa: BLE001 - a bug ends this turn, not the process
+            self._break(error)
+            return None
+        return decision
+
+    def _act(self, decision: Decision) -> None:
+        effects = decision.effects
+        for effect in effects:
+            if type(effect) is StopEngine:
+                run = self._runs.get(effect.run_id)
+                if run is not None:
+                    run.stop()
+        if decision.events:
+            self._write(decision.events)
+        for effect in effects:
+            if type(effect) is StartEngine:
+                self._runs[effect.run_id] = self._resources.runner.start(effect, self)
+            elif type(effect) is SetTimer:
+                self._set_timer(effect.at_ns)
+
+    def _write(self, events: Sequence[event_pb2.Event]) -> None:
+        if not self._raw:
+            self._committer.enlist(self)
+        size = 0
+        for event in events:
+            raw = event.SerializeToString()
+            size += len(raw)
+            self._raw.append(raw)
+            self._framed.append(framed(raw))
+            kind = event.WhichOneof("kind")
+            if kind not in _QUIET_KINDS:
+                self._head_due = True
+                if kind == "session_closed":
+                    self._closing = True
+        self._committer.owe(size)
+        self._decided_seq += len(events)
+
+    def _set_timer(self, at_ns: int | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if at_ns is not None:
+            self._timer = self._clock.call_at(at_ns, self._tick)
+
+    def _tick(self) -> None:
+        self._timer = None
+        self._input(self._core.tick)
+
+    # --- what the engine says ----------------------------------------------------------------
+
+    def run_admitted(self, run_id: str) -> None:
+        """The engine is asked from now on."""
+        self._input(self._core.engine_admitted, run_id)
+
+    def run_text(self, run_id: str, chunk: TextChunk) -> None:
+        """Text came."""
+        self._input(
+            self._core.engine_text,
+            run_id,
+            chunk.channel,
+            chunk.text,
+            chunk.token_count,
+            chunk.logprobs,
+        )
+
+    def run_tool_started(self, run_id: str, chunk: ToolCallStart) -> None:
+        """The model begins a call."""
+        self._input(self._core.engine_tool_started, run_id, chunk.index, chunk.name)
+
+    def run_tool_fragment(self, run_id: str, chunk: ToolCallFragment) -> None:
+        """A piece of a call's arguments came."""
+        self._input(
+            self._core.engine_tool_fragment, run_id, chunk.index, chunk.text, chunk.token_count
+        )
+
+    def run_tool_ready(self, run_id: str, chunk: ToolCallEnd) -> None:
+        """A call is complete."""
+        self._input(self._core.engine_tool_ready, run_id, chunk.index)
+
+    def run_finished(self, run_id: str, cause: str, usage: EngineUsage) -> None:
+        """The engine is done."""
+        self._runs.pop(run_id, None)
+        self._input(
+            self._core.engine_finished,
+            run_id,
+            cause,
+            usage.prompt_tokens,
+            usage.cached_prompt_tokens,
+            usage.output_tokens,
+            usage.exact,
+        )
+
+    def run_failed(self, run_id: str, error: BackchannelError) -> None:
+        """The engine gave up."""
+        self._runs.pop(run_id, None)
+        self._input(self._core.engine_failed, run_id, error)
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the log has fallen so far behind that a generation should wait."""
+        return self._decided_seq - self.committed_seq >= self._max_ahead
+
+    async def caught_up(self) -> None:
+        """Wait until it has not."""
+        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.after_commit(lambda _: _settle(future, None))
+        await future
+
+    # --- what the committer does -------------------------------------------------------------
+
+    def take(self) -> Append | None:
+        """What there is to write now."""
+        if not self._raw:
+            return None
+        raw, self._raw = self._raw, []
+        self._flight, self._framed = self._framed, []
+        head = None
+        if self._head_due:
+            self._head_due = False
+            head = self._head()
+        return Append(
+            self.session_id, self.committed_seq + 1, raw, self._core.state.update_ns, head
+        )
+
+    def _head(self) -> Head:
+        view = self._core.view()
+        # A closed session whose deletion was cut short is deleted by the next sweep.
+        expires_ns = 0 if self._closing else view.expire_time.ToNanoseconds()
+        return Head(view.SerializeToString(), self._core.active, expires_ns)
+
+    def committed(self) -> None:
+        """What was taken last is in the log: show it."""
+        landed, self._flight = self._flight, []
+        self._committer.owe(-sum(map(len, landed)))
+        self.tail.extend(landed)
+        self.committed_seq += len(landed)
+        self._refusals = 0
+        due, seq = self._due, self.committed_seq
+        while due and due[0][0] <= seq:
+            due.popleft()[1](None)
+        if self._decided_seq == seq and self._fault is None:
+            if self._closing:
+                self.closed_seq = seq
+            if self._core.state.running is None:
+                self._come_to_rest()
+        for reader in self._readers:
+            reader.wake()
+        self._land()
+
+    def failed(self, error: BackchannelError) -> None:
+        """What was taken last is not in the log."""
+        self._committer.owe(-sum(map(len, self._flight)))
+        self._flight = []
+        self._land()
+        self._fall(error)
+
+    def _come_to_rest(self) -> None:
+        self._resources.rested(self)
+        waiting, self._resting = self._resting, []
+        for future in waiting:
+            _settle(future, None)
+
+    def _land(self) -> None:
+        if self._landed is not None:
+            _settle(self._landed, None)
+            self._landed = None
+
+    # --- trouble -----------------------------------------------------------------------------
+
+    def _trouble(self) -> BackchannelError | None:
+        return self._gone or self._fault
+
+    def _refuse_if_unable(self, frame: frame_pb2.ClientFrame) -> None:
+        trouble = self._trouble()
+        if trouble is None and self._draining and frame.HasField("message"):
+            # A stop or a tool's result still helps a turn to its end; a new one has no future here.
+            trouble = draining_error()
+        if trouble is not None:
+            raise trouble
+
+    def _break(self, error: Exception) -> None:
+        """The core failed: what it knows now is worth nothing, what is in the log is."""
+        if isinstance(error, BackchannelError):
+            self._fall(error)
+            return
+        frames = traceback.extract_tb(error.__traceback__)
+        where = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
+        _logger.error("session_broke", kind=type(error).__name__, where=where)
+        self._fall(_broken())
+
+    def _fall(self, error: BackchannelError) -> None:
+        """Stop everything that rests on what will not be in the log, and begin to come back."""
+        if self._fault is not None:
+            self._fail_due(error)
+            return
+        self._fault = error
+        for run in self._runs.values():
+            run.abandon()
+        self._runs.clear()
+        self._set_timer(None)
+        self._committer.owe(-sum(map(len, self._framed)))
+        self._raw, self._framed = [], []
+        self._head_due = self._closing = False
+        self._decided_seq = self.committed_seq + len(self._flight)
+        self._fail_due(error)
+        for reader in self._readers:
+            reader.withdraw_snapshot()
+        if self._gone is None:
+            self._resources.spawn(self._come_back(), "reload")
+
+    def _fail_due(self, error: BackchannelError) -> None:
+        """Tell whoever waits for a commit that will not be."""
+        last = self.committed_seq + len(self._flight)
+        kept = deque(due for due in self._due if due[0] <= last)
+        lost = [due for due in self._due if due[0] > last]
+        self._due = kept
+        for _, then in lost:
+            then(error)
+
+    async def _come_back(self) -> None:
+        """Read the session from the log again, as soon as that answers."""
+        resources = self._resources
+        if self._flight:
+            self._landed = asyncio.get_running_loop().create_future()
+            await self._landed
+        while True:
+            await self._clock.sleep(self._retry_delay_s())
+            try:
+                core = await load(
+                    self._log,
+                    self.session_id,
+                    ids=resources.ids,
+                    chunk_events=resources.config.read_events,
+                )
+            except BackchannelError as error:
+                if error.reason is Reason.LOG_CORRUPT:
+                    self._give_up(error)
+                    return
+                _logger.warning("session_waits_for_log", reason=error.reason)
+                continue
+            except Exception as error:  # noqa: BLE001 - a backend's bug must not end the process
+                _logger.error("session_reload_broke", kind=type(error).__name__)
+                continue
+            if core is None:
+                self._give_up(not_found())
+            elif self._gone is None:
+                self._revive(core)
+            return
+
+    def _retry_delay_s(self) -> float:
+        """Doubling with each refusal, and jittered so that sessions do not come back as one."""
+        config = self._resources.config
+        longest = min(config.retry_most_s, config.retry_first_s * 2.0 ** min(self._refusals, 30))
+        self._refusals += 1
+        return longest * self._resources.rng.uniform(0.5, 1.0)
+
+    def _revive(self, core: Session) -> None:
+        last_seq = core.state.last_seq
+        if last_seq != self.committed_seq:
+            # What was thought refused is there after all; readers find it in the log.
+            config = self._resources.config
+            self.tail = Tail(
+                last_seq + 1, max_events=config.tail_events, max_bytes=config.tail_bytes
+            )
+            self.committed_seq = last_seq
+        lost, self._fault = self._fault, None
+        self._decided_seq = last_seq
+        self._core = core
+        self._count = 0
+        _logger.info("session_is_back", last_seq=last_seq)
+        self._input(lambda now_ns: core.recover(now_ns, lost))
+        self._count_readers()
+        self._offer_snapshots()
+        for reader in self._readers:
+            reader.wake()
+
+    def _give_up(self, error: BackchannelError) -> None:
+        """The log has no such session any more, or nothing that makes one."""
+        self.forget(error)
+        self._resources.gone(self)
+
+    # --- what the host does ------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is lost if the session leaves memory."""
+        return (
+            not self._readers
+            and not self._runs
+            and not self._due
+            and not self._flight
+            and self._fault is None
+            and self._timer is None
+            and self._decided_seq == self.committed_seq
+            and self._core.quiescent
+            and not self._core.active
+        )
+
+    @property
+    def expire_ns(self) -> int:
+        """When the session expires if nothing happens in it."""
+        return int(self._core.view().expire_time.ToNanoseconds())
+
+    def config_matches(self, digest: bytes) -> bool:
+        """Whether the session was created with the configuration of this digest."""
+        return self._core.config_matches(digest)
+
+    def open(self, decision: Decision) -> None:
+        """Act on the decision that created the session."""
+        self._act(decision)
+
+    async def settled(self) -> None:
+        """Wait until all that was decided so far is in the log.
+
+        Raises:
+            BackchannelError: It will not be.
+        """
+        await self._committed()
+
+    def recover(self) -> None:
+        """End, or take up, what the process that owned the session before has left unfinished."""
+        self._input(self._core.recover)
+
+    async def close(self, reason: str) -> None:
+        """End the session for good, and let the readers hear of it.
+
+        Raises:
+            BackchannelError: The log refuses.
+        """
+        trouble = self._trouble()
+        if trouble is not None:
+            raise trouble
+        if not self.closed_seq and not self._closing:
+            self._input(self._core.close, reason)
+        await self._committed()
+        for run in self._runs.values():
+            run.abandon()
+        self._runs.clear()
+        farewells = [reader.gone() for reader in self._readers]
+        await within(self._clock, self._resources.config.farewell_s, farewells)
+
+    def checkpoint(self) -> Checkpoint | None:
+        """The folded state, if now is a moment to take it."""
+        if not self.resting or not self._core.quiescent or self.closed_seq:
+            return None
+        return Checkpoint(self.committed_seq, self._core.checkpoint())
+
+    def trimmed(self, earliest_seq: int) -> None:
+        """The log begins here now."""
+        self._core.earliest_seq = earliest_seq
+
+    def go_away(self, frame: bytes) -> None:
+        """The host is leaving: tell the readers, start nothing new."""
+        self._draining = True
+        for reader in self._readers:
+            reader.go_away(frame)
+
+    async def rest(self) -> None:
+        """Wait until no turn runs and all is committed, or the session is of no more use."""
+        while self._gone is None and not self.resting:
+            future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._resting.append(future)
+            await future
+
+    def drain(self, *, survives: bool) -> bool:
+        """The time is up: end the running turn where nobody could go on with it.
+
+        Returns:
+            Whether the turn is ending, so that `rest` comes soon.
+        """
+        decision = self._input(partial(self._core.drain, survives=survives))
+        if decision is None or self._core.state.running is None:
+            return decision is not None
+        stopping = any(type(effect) is StopEngine for effect in decision.effects)
+        return stopping or self._core.state.phase is Phase.STOPPING
+
+    def forget(self, error: BackchannelError) -> None:
+        """Leave memory: stop what runs, end all readers with this error, refuse everything."""
+        if self._gone is not None:
+            return
+        self._gone = error
+        for run in self._runs.values():
+            run.abandon()
+        self._runs.clear()
+        self._set_timer(None)
+        for reader in self._readers:
+            reader.fail(error)
+        self._fail_due(error)
+        waiting, self._resting = self._resting, []
+        for future in waiting:
+            _settle(future, None)
+
+
+def draining_error() -> BackchannelError:
+    """What is said while the host is leaving."""
+    return BackchannelError(
+        Reason.DRAINING, "this server is leaving; connect again and resume with your cursor"
+    )
+
+
+def moved_error() -> BackchannelError:
+    """What is said by a session that has left memory since it was asked for."""
+    return BackchannelError(Reason.OWNER_ELSEWHERE, "the session was put away; ask for it again")
+
+
+def _broken() -> BackchannelError:
+    return BackchannelError(
+        Reason.INTERNAL, "this session met a bug of the server; its log is being read again"
+    )
+
+
+def _settle(future: asyncio.Future[None], error: BackchannelError | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

@@ -1,0 +1,54 @@
+"""Bringing a session back from its log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+from google.protobuf.message import DecodeError
+
+from backchannel.errors import BackchannelError, Reason
+from backchannel.log.protocol import Log
+from backchannel.session.session import Session
+from backchannel.v1 import event_pb2
+
+MAX_CHUNK_BYTES: Final = 1024 * 1024
+
+
+async def load(
+    log: Log, session_id: str, *, ids: Callable[[str], str], chunk_events: int
+) -> Session | None:
+    """Fold a session's log: its checkpoint, and the events after it.
+
+    Lets other tasks run after every `chunk_events` events, so that a long past blocks nobody.
+
+    Returns:
+        The session as after its newest event; None if there is no such session.
+
+    Raises:
+        BackchannelError: What the log says; `LOG_CORRUPT` if its events make no session.
+    """
+    stored = await log.load(session_id)
+    if stored is None:
+        return None
+    kept = stored.checkpoint
+    core = Session.fold(kept.state if kept else None, (), ids=ids)
+    seq = kept.seq if kept else 0
+    while seq < stored.last_seq:
+        raw = await log.read(session_id, seq, max_events=chunk_events, max_bytes=MAX_CHUNK_BYTES)
+        if not raw:
+            raise _corrupt(log, f"ends at event {seq}, but should go to {stored.last_seq}")
+        try:
+            for event in map(event_pb2.Event.FromString, raw):
+                core.apply(event)
+        except DecodeError:
+            raise _corrupt(log, f"has an unreadable event soon after event {seq}") from None
+        seq += len(raw)
+        await asyncio.sleep(0)
+    core.earliest_seq = stored.earliest_seq
+    return core
+
+
+def _corrupt(log: Log, what: str) -> BackchannelError:
+    return BackchannelError(Reason.LOG_CORRUPT, f"the log of this session ({log.address}) {what}")

@@ -1,0 +1,345 @@
+"""A reader: a cursor into a session's log, and a short lane for control messages.
+
+No event is ever queued for a reader. It is woken once a commit, looks from its cursor to the end of
+what is committed, and takes all that has piled up as one frame; when it has fallen behind what is
+kept in memory it reads from the log. A slow reader costs a number.
+
+What comes first: the snapshot, if one was asked for, because a stream begins with it; then
+`GoAway`, receipts and answers to pings; then events; then, when there was nothing for a while, a
+heartbeat. A heartbeat tells the cursor, which is never ahead of what was handed out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Protocol, Self
+
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from backchannel.errors import BackchannelError
+from backchannel.host.clock import SECOND_NS, Clock
+from backchannel.host.config import HostConfig
+from backchannel.host.tail import Tail
+from backchannel.log.protocol import Log
+from backchannel.session.framing import framed
+from backchannel.v1 import frame_pb2
+
+AfterCommit = Callable[[BackchannelError | None], None]
+
+
+class Readable(Protocol):
+    """What a reader needs of its session."""
+
+    session_id: str
+    committed_seq: int
+    closed_seq: int
+    tail: Tail
+
+    @property
+    def resting(self) -> bool:
+        """No turn runs, and everything decided is committed."""
+        ...
+
+    def reader_changed(self, reader: Reader) -> None:
+        """The reader was closed or half-closed."""
+        ...
+
+    def submit(self, frame: frame_pb2.ClientFrame, reader: Reader) -> None:
+        """Take in a frame; its receipt goes to the reader."""
+        ...
+
+    def after_commit(self, then: AfterCommit) -> None:
+        """Call back once all that was decided so far is committed, or with why it will not be."""
+        ...
+
+    async def room(self) -> None:
+        """Wait while the log cannot take more."""
+        ...
+
+
+class Reader:
+    """One attached reader. Iterate it in one task; close it in the end, best by `with`.
+
+    Iterating gives serialised `ServerFrame`s. It ends after `SessionClosed`, after the receipt of a
+    `Close`, and after a half-close once no turn runs; otherwise it raises `BackchannelError`:
+    `DRAINING`, `CURSOR_TRIMMED` (retention overtook a slow reader), or what the log says.
+
+    Args:
+        session: What to read.
+        cursor: The seq of the last event that was handed out.
+        log: Where older events are.
+        clock: Tells when silence has lasted too long.
+        config: Sizes and times.
+    """
+
+    def __init__(
+        self, session: Readable, cursor: int, log: Log, clock: Clock, config: HostConfig
+    ) -> None:
+        self._session = session
+        self._cursor = cursor
+        self._log = log
+        self._clock = clock
+        self._config = config
+        self._snapshot: deque[bytes] = deque()
+        self._snapshot_seq = 0
+        self._lane: deque[tuple[bytes, bool]] = deque()
+        self._pinged = False
+        self._owed = 0
+        self._waiter: asyncio.Future[None] | None = None
+        self._room: asyncio.Future[None] | None = None
+        self._error: BackchannelError | None = None
+        self._half_closed = self._closed = self._goodbye = False
+        self._quiet = True  # Nothing was ever said, or not for a while: a heartbeat is due.
+        self._spoke_ns = clock.now_ns()
+        self._heartbeat_ns = round(config.heartbeat_s * SECOND_NS)
+        self._timer = clock.call_at(self._spoke_ns + self._heartbeat_ns, self._look_at_clock)
+        self._last_words: asyncio.Future[None] | None = None
+        self.wants_snapshot = False
+
+    # --- for whoever writes the stream -------------------------------------------------------
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> bytes:
+        session = self._session
+        config = self._config
+        while True:
+            frame = self._take_control()
+            if frame is None:
+                seq = self._cursor + 1
+                if self._closed:
+                    raise StopAsyncIteration
+                if self._goodbye and not self._lane:
+                    raise StopAsyncIteration
+                if seq <= session.committed_seq and not self.wants_snapshot:
+                    if session.tail.has(seq):
+                        frame, self._cursor = session.tail.frame(
+                            seq, max_events=config.frame_events, max_bytes=config.frame_bytes
+                        )
+                    else:
+                        frame = await self._read_log()
+                elif self._at_end():
+                    raise StopAsyncIteration
+                elif self._error is not None:
+                    raise self._error
+                elif self._quiet:
+                    frame = self._heartbeat()
+                else:
+                    self._waiter = asyncio.get_running_loop().create_future()
+                    await self._waiter
+                    continue
+            self._quiet = False
+            self._spoke_ns = self._clock.now_ns()
+            return frame
+
+    def _take_control(self) -> bytes | None:
+        if self._snapshot and self._session.committed_seq >= self._snapshot_seq:
+            part = self._snapshot.popleft()
+            if not self._snapshot:
+                self._cursor = self._snapshot_seq
+                self.wants_snapshot = False
+            return part
+        if self._lane and (not self.wants_snapshot or not self._lane[0][1]):
+            frame, receipt = self._lane.popleft()
+            if receipt:
+                self._owed -= 1
+                self._make_room()
+            return frame
+        if self._pinged and not self.wants_snapshot:
+            self._pinged = False
+            return self._heartbeat()
+        return None
+
+    def _at_end(self) -> bool:
+        """All was handed out that this stream will ever carry."""
+        session = self._session
+        if self.wants_snapshot or self._owed:
+            return False
+        if session.closed_seq and self._cursor >= session.closed_seq:
+            return True
+        return self._half_closed and session.resting and self._cursor >= session.committed_seq
+
+    async def _read_log(self) -> bytes:
+        config = self._config
+        end = self._session.committed_seq
+        events = await self._log.read(
+            self._session.session_id,
+            self._cursor,
+            max_events=min(config.frame_events, end - self._cursor),
+            max_bytes=config.frame_bytes,
+        )
+        self._cursor += len(events)
+        return b"".join(map(framed, events))
+
+    def _heartbeat(self) -> bytes:
+        seconds, nanos = divmod(self._clock.now_ns(), SECOND_NS)
+        heartbeat = frame_pb2.Heartbeat(
+            seq=self._cursor, time=Timestamp(seconds=seconds, nanos=nanos)
+        )
+        return frame_pb2.ServerFrame(heartbeat=heartbeat).SerializeToString()
+
+    def _look_at_clock(self) -> None:
+        # One timer for the whole stream: moving it at each frame would cost more than the frame.
+        now_ns = self._clock.now_ns()
+        due_ns = self._spoke_ns + self._heartbeat_ns
+        if now_ns >= due_ns:
+            self._quiet = True
+            self.wake()
+            due_ns = now_ns + self._heartbeat_ns
+        self._timer = self._clock.call_at(due_ns, self._look_at_clock)
+
+    # --- for whoever reads the client's half -------------------------------------------------
+
+    async def room(self) -> None:
+        """Wait before reading the client's next frame, while it has receipts to take.
+
+        Also while the log is far behind. Without this a client that sends and never reads would
+        have its receipts pile up here.
+        """
+        while self._owed >= self._config.max_owed_receipts and not self._closed:
+            self._room = asyncio.get_running_loop().create_future()
+            await self._room
+        await self._session.room()
+
+    def half_close(self) -> None:
+        """The client's half ended without `Close`: nobody reads any more, as far as one knows.
+
+        What a running turn still says is delivered, in case somebody does.
+        """
+        if self._half_closed or self._closed:
+            return
+        self._half_closed = True
+        self._session.reader_changed(self)
+        self.wake()
+
+    def close_after(self, frame_id: str) -> None:
+        """A `Close` came: end after its receipt, and after those of the frames before it."""
+        accepted = frame_pb2.Receipt(frame_id=frame_id, status=frame_pb2.RECEIPT_STATUS_ACCEPTED)
+        self._owed += 1
+        self._session.after_commit(partial(self._say_goodbye, accepted))
+
+    def _say_goodbye(self, receipt: frame_pb2.Receipt, _: BackchannelError | None) -> None:
+        # A `Close` causes no event: whatever became of those before it, it was taken.
+        if receipt.frame_id:
+            self.deliver(receipt, None)
+        else:
+            self._owed -= 1
+        self._goodbye = True
+        self.wake()
+
+    def ping(self, frame_id: str) -> None:
+        """A `Ping` came: a heartbeat now, and the receipt if it has an id."""
+        self._session.submit(frame_pb2.ClientFrame(frame_id=frame_id, ping=frame_pb2.Ping()), self)
+
+    def close(self) -> None:
+        """The reader is gone. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        self._timer.cancel()
+        self._snapshot.clear()
+        self._lane.clear()
+        self._make_room()
+        if self._last_words is not None and not self._last_words.done():
+            self._last_words.set_result(None)
+        self._session.reader_changed(self)
+        self.wake()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        tb: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    # --- for the session ---------------------------------------------------------------------
+
+    @property
+    def counts(self) -> bool:
+        """Whether somebody reads, as far as the disconnect policy is concerned."""
+        return not (self._closed or self._half_closed)
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the reader is gone."""
+        return self._closed
+
+    def gone(self) -> asyncio.Future[None]:
+        """Done when the reader is gone."""
+        if self._last_words is None:
+            self._last_words = asyncio.get_running_loop().create_future()
+        return self._last_words
+
+    @property
+    def has_snapshot(self) -> bool:
+        """Whether the snapshot that it wants was offered, or begun."""
+        return bool(self._snapshot)
+
+    def wake(self) -> None:
+        """There may be something to hand out."""
+        waiter = self._waiter
+        if waiter is not None:
+            self._waiter = None
+            if not waiter.done():
+                waiter.set_result(None)
+
+    def owe(self) -> None:
+        """A frame was taken in whose receipt goes to this reader."""
+        self._owed += 1
+
+    def deliver(self, receipt: frame_pb2.Receipt, error: BackchannelError | None) -> None:
+        """Hand out a receipt that is owed; with an error, that the frame came to nothing."""
+        if self._closed:
+            return
+        if error is not None:
+            receipt = frame_pb2.Receipt(
+                frame_id=receipt.frame_id,
+                status=frame_pb2.RECEIPT_STATUS_REJECTED,
+                error=error.to_status(),
+            )
+        self._lane.append((frame_pb2.ServerFrame(receipt=receipt).SerializeToString(), True))
+        self.wake()
+
+    def answer_ping(self) -> None:
+        """Hand out a heartbeat."""
+        self._pinged = True
+        self.wake()
+
+    def go_away(self, frame: bytes) -> None:
+        """Hand out a `GoAway`, before everything else."""
+        self._lane.appendleft((frame, False))
+        self.wake()
+
+    def offer_snapshot(self, parts: Sequence[bytes], seq: int) -> None:
+        """Begin with this snapshot once its last event is committed, and go on from there."""
+        self._snapshot.clear()
+        self._snapshot.extend(parts)
+        self._snapshot_seq = seq
+        self.wake()
+
+    def withdraw_snapshot(self) -> None:
+        """What the snapshot showed was not committed; another one will be offered."""
+        if self._snapshot_seq > self._session.committed_seq:
+            self._snapshot.clear()
+
+    def fail(self, error: BackchannelError) -> None:
+        """End the stream with an error, after what is committed was handed out."""
+        if self._error is None:
+            self._error = error
+        self.wake()
+
+    def _make_room(self) -> None:
+        room = self._room
+        if room is not None and (self._closed or self._owed < self._config.max_owed_receipts):
+            self._room = None
+            if not room.done():
+                room.set_result(None)
