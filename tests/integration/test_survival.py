@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections.abc import Callable
 from pathlib import Path
 
 import grpc
@@ -38,7 +39,7 @@ async def _resumed(client: Client, session_id: str, after_seq: int) -> list[even
 
 @pytest.mark.timeout(60 + 10 * KILLS)
 async def test_kill_9_in_mid_generation(
-    tmp_path: Path, record_property: pytest.RecordProperty
+    tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
     """No gap, no repeat, one ending a turn, and no seq that ever names two contents."""
     server = ServerProcess(tmp_path)
