@@ -8,8 +8,14 @@ Rules for a backend:
 * Only a `Checkpoint` allows a trim, and only up to its seq.
 * One process writes a log at a time. A second one that opens it is refused.
 * Failures are `BackchannelError`s: `LOG_UNAVAILABLE` (disk full, locked, gone: try again later) or
-  `LOG_CORRUPT`; both name the file or address. After either, reading what was committed works as
-  far as the medium allows.
+  `LOG_CORRUPT`; both name the file or address, in the message and in the metadata as `file`. After
+  either, reading what was committed works as far as the medium allows, and once the cause is gone
+  appending works again. If the damage is confined to one session, the error is a
+  `SessionDamagedError` that names it, also when an append of several fails by it: without it, the
+  others' appends work.
+* A method that is given an unknown session raises `SESSION_NOT_FOUND` unless it says otherwise.
+* Cancelling a call does no harm, but what was asked for may still happen: who cancels an `append`
+  does not know whether it is in the log, and asks `load`.
 """
 
 from __future__ import annotations
@@ -19,6 +25,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
 from typing import Protocol, Self
+
+from backchannel.errors import BackchannelError, Reason
 
 
 class Survival(StrEnum):
@@ -52,7 +60,8 @@ class Append:
         session_id: Which session. `first_seq == 1` creates it.
         first_seq: The seq of `events[0]`; must be the session's last seq + 1.
         events: Serialised events, at least one.
-        time_ns: Unix time of the newest event.
+        time_ns: Unix time of the newest event, in nanoseconds; no less than that of the append
+            before.
         head: The new summary; None leaves it as it is. Required when `first_seq == 1`.
     """
 
@@ -76,8 +85,8 @@ class Stored:
     """What there is of a session.
 
     Attributes:
-        earliest_seq: The oldest event still there.
-        last_seq: The newest event.
+        earliest_seq: The oldest event still there; `last_seq + 1` if all are trimmed.
+        last_seq: The newest event, trimmed or not.
         checkpoint: The newest checkpoint, if one was made.
         head: The newest summary.
     """
@@ -90,7 +99,14 @@ class Stored:
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One line of a listing; `(update_time_ns, session_id)` is its place in the order."""
+    """One line of a listing; `(update_time_ns, session_id)` is its place in the order.
+
+    Attributes:
+        session_id: Which session.
+        update_time_ns: `Append.time_ns` of the append that carried `head`. Appends without one
+            leave it as it is, so that a token costs no change of the order.
+        head: The newest summary.
+    """
 
     session_id: str
     update_time_ns: int
@@ -128,9 +144,12 @@ class Log(Protocol):
     async def append(self, batch: Sequence[Append]) -> None:
         """Commit the batch as one: all of it, or nothing.
 
+        Several appends of one session in a batch follow each other.
+
         Raises:
-            AppendConflictError: A session in it is not at `first_seq - 1`, is a tombstone, or (with
-                `first_seq == 1`) exists already; names the session.
+            AppendConflictError: A session in it is not at `first_seq - 1`, is a tombstone (at
+                `time_ns`), or (with `first_seq == 1`) exists already; names the session.
+            ValueError: An append has no events, or creates a session without a head.
         """
         ...
 
@@ -138,6 +157,8 @@ class Log(Protocol):
         self, session_id: str, after_seq: int, *, max_events: int, max_bytes: int
     ) -> Sequence[bytes]:
         """Events from `after_seq + 1` on, in order, without gaps; at least one if there is one.
+
+        Nothing if there is none, also if `after_seq` is beyond the end.
 
         Raises:
             BackchannelError: `CURSOR_TRIMMED` with `earliest_seq` in its metadata, if
@@ -150,11 +171,18 @@ class Log(Protocol):
         ...
 
     async def retired_until_ns(self, session_id: str) -> int:
-        """Until when the id is a tombstone, in Unix nanoseconds; 0 if it is none."""
+        """Until when the id is a tombstone, in Unix nanoseconds; 0 if it is none.
+
+        May lie in the past, until the next `sweep`; then the id is free.
+        """
         ...
 
     async def save_checkpoint(self, session_id: str, checkpoint: Checkpoint) -> None:
-        """Replace the session's checkpoint."""
+        """Replace the session's checkpoint.
+
+        Raises:
+            AppendConflictError: It is older than the one there, or beyond the end.
+        """
         ...
 
     async def trimmable_seq(self, session_id: str, retention: Retention, now_ns: int) -> int:
@@ -166,7 +194,10 @@ class Log(Protocol):
         ...
 
     async def delete(self, session_id: str, retired_until_ns: int) -> None:
-        """Delete a session and all that is kept of it, but for the tombstone of its id."""
+        """Delete a session and all that is kept of it, but for the tombstone of its id.
+
+        An unknown session is left unknown: it leaves no tombstone.
+        """
         ...
 
     async def active(self) -> Sequence[str]:
@@ -174,7 +205,7 @@ class Log(Protocol):
         ...
 
     async def expired(self, now_ns: int, limit: int) -> Sequence[str]:
-        """Sessions past their `expire_time_ns`, at most `limit`."""
+        """Sessions whose `expire_time_ns` has come, the longest ago first, at most `limit`."""
         ...
 
     async def sweep(self, now_ns: int) -> None:
@@ -182,7 +213,7 @@ class Log(Protocol):
         ...
 
     async def list(self, *, before: tuple[int, str] | None, limit: int) -> Sequence[Listed]:
-        """Sessions by `(update_time_ns, session_id)`, newest first, from `before` on."""
+        """Sessions by `(update_time_ns, session_id)`, newest first, those before `before`."""
         ...
 
     async def count(self) -> int:
@@ -219,3 +250,39 @@ class AppendConflictError(Exception):
     def __init__(self, session_id: str, message: str) -> None:
         super().__init__(message)
         self.session_id = session_id
+
+
+class SessionDamagedError(BackchannelError):
+    """`LOG_CORRUPT` for one session alone.
+
+    The id stands beside what crosses the wire, not in it: it is a secret, and an append may carry
+    sessions of several clients.
+
+    Args:
+        session_id: Which session.
+        message: What is damaged and what to do.
+        metadata: Further facts, e.g. the file.
+    """
+
+    def __init__(self, session_id: str, message: str, *, metadata: dict[str, str]) -> None:
+        super().__init__(Reason.LOG_CORRUPT, message, metadata=metadata)
+        self.session_id = session_id
+
+
+def not_found() -> BackchannelError:
+    """What a backend says of an unknown session."""
+    return BackchannelError(
+        Reason.SESSION_NOT_FOUND,
+        "there is no such session; check the id, or create it",
+        field="session_id",
+    )
+
+
+def trimmed(earliest_seq: int) -> BackchannelError:
+    """What a backend says of a cursor older than its oldest event."""
+    return BackchannelError(
+        Reason.CURSOR_TRIMMED,
+        f"the events before seq {earliest_seq} are gone; resume with after_seq = "
+        f"{earliest_seq - 1} or later, or ask for a snapshot",
+        metadata={"earliest_seq": str(earliest_seq)},
+    )
