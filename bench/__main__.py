@@ -135,7 +135,8 @@ COST_COLUMNS = ("server", "CPU µs a token", "ratio to bare", "range", "events a
 
 
 async def _main(arguments: argparse.Namespace) -> None:
-    console = Console()
+    # Wide enough for whole words, also where nobody looks.
+    console = Console(width=max(Console().width, 140))
     page = [
         "# Figures\n",
         (

@@ -65,7 +65,7 @@ async def _running(arguments: list[str], port: int) -> AsyncIterator[Target]:
 async def backchannel(*, log: str, engine: str = "scripted") -> AsyncIterator[Target]:
     """The service, as people run it."""
     port = free_port()
-    arguments = ["-m", "backchannel.cli.main", "serve", "--listen", f"127.0.0.1:{port}"]
+    arguments = ["-m", "backchannel", "serve", "--listen", f"127.0.0.1:{port}"]
     arguments += ["--engine", engine, "--log", log, "--log-level", "warning"]
     async with _running(arguments, port) as target:
         yield target
