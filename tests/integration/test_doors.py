@@ -184,7 +184,7 @@ async def test_close_without_an_id_ends_the_stream_too(client: Client) -> None:
 async def test_a_close_with_a_bad_id_is_refused_and_the_stream_goes_on(client: Client) -> None:
     closing = frame_pb2.ClientFrame(frame_id="x" * 129, close=frame_pb2.Close())
     async with client.converse(create(model="scripted/echo"), closing) as stream:
-        receipt = await stream.receipt("x" * 129)
+        receipt = await stream.receipt("x" * 128)
         assert receipt.status == REJECTED
         assert errors.reason_of(receipt.error) == "FIELD_TOO_LONG"
         await stream.send(say("still here"))

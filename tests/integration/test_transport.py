@@ -148,7 +148,7 @@ async def test_a_client_that_sends_and_never_reads_is_held_back(client: Client) 
     assert await healthy(client)
 
 
-async def test_a_client_may_ask_every_two_seconds_whether_the_server_lives(
+async def test_a_client_may_ask_every_second_whether_the_server_lives(
     server: Server,
 ) -> None:
     pings = (
@@ -175,11 +175,11 @@ from backchannel.v1 import conversation_service_pb2 as pb
 
 async def main(address, session_id):
     async with grpc.aio.insecure_channel(address) as channel:
-        attach = server_stream(channel, "/backchannel.v1.ConversationService/Attach")
+        attach = channel.unary_stream("/backchannel.v1.ConversationService/Attach")
         call = attach(pb.AttachRequest(session_id=session_id).SerializeToString())
         await call.read()
         print("reading", flush=True)
-        async for _ in call:
+        while await call.read():
             pass
 
 asyncio.run(main(*sys.argv[1:]))

@@ -8,6 +8,7 @@ lives on.
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -69,6 +70,8 @@ class Stream:
     def __init__(self, call: Call) -> None:
         self.call = call
         self.frames: list[frame_pb2.ServerFrame] = []
+        self.events: list[event_pb2.Event] = []
+        self._by_kind: defaultdict[str, list[event_pb2.Event]] = defaultdict(list)
         self._arrived = asyncio.Condition()
         self._ended = False
         self._given = 0
@@ -78,7 +81,7 @@ class Stream:
         try:
             async for raw in self.call:
                 async with self._arrived:
-                    self.frames.append(frame_pb2.ServerFrame.FromString(raw))
+                    self._take(frame_pb2.ServerFrame.FromString(raw))
                     self._arrived.notify_all()
         except (grpc.aio.AioRpcError, asyncio.CancelledError):
             pass
@@ -86,6 +89,12 @@ class Stream:
             async with self._arrived:
                 self._ended = True
                 self._arrived.notify_all()
+
+    def _take(self, frame: frame_pb2.ServerFrame) -> None:
+        self.frames.append(frame)
+        self.events.extend(frame.events)
+        for event in frame.events:
+            self._by_kind[event.WhichOneof("kind") or ""].append(event)
 
     async def send(self, frame: frame_pb2.ClientFrame | bytes) -> None:
         raw = frame if isinstance(frame, bytes) else frame.SerializeToString()
@@ -112,10 +121,6 @@ class Stream:
             return said
 
     @property
-    def events(self) -> list[event_pb2.Event]:
-        return [event for frame in list(self.frames) for event in frame.events]
-
-    @property
     def receipts(self) -> list[frame_pb2.Receipt]:
         return [frame.receipt for frame in self.frames if frame.HasField("receipt")]
 
@@ -130,7 +135,7 @@ class Stream:
         """The nth event of a kind."""
 
         def find(stream: Stream) -> event_pb2.Event | None:
-            found = [event for event in stream.events if event.WhichOneof("kind") == kind]
+            found = stream._by_kind[kind]
             return found[nth - 1] if len(found) >= nth else None
 
         return await self.until(find)  # type: ignore[no-any-return]  # what find returns

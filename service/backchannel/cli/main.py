@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from backchannel.cli import chat, models, serve, sessions
+from backchannel.cli import serve
 
 app = typer.Typer(
     name="backchannel",
@@ -40,6 +42,7 @@ def main(
 
 
 app.command()(serve.serve)
-app.command()(chat.chat)
-app.command()(models.models)
-app.command()(sessions.sessions)
+# Commands that come with the client library.
+for _name in ("chat", "models", "sessions"):
+    if find_spec(f"backchannel.cli.{_name}"):
+        app.command(_name)(getattr(import_module(f"backchannel.cli.{_name}"), _name))

@@ -271,7 +271,7 @@ async def _uplink(requests: AsyncIterator[bytes], live: LiveSession, reader: Rea
             live.submit(frame, reader)
         elif (error := _frame_id_error(frame.frame_id)) is not None:
             reader.owe()
-            reader.deliver(frame_pb2.Receipt(frame_id=frame.frame_id), error)
+            reader.deliver(frame_pb2.Receipt(frame_id=_clipped(frame.frame_id)), error)
         else:
             reader.close_after(frame.frame_id)
             return
@@ -305,6 +305,11 @@ def _frame_id_error(frame_id: str) -> BackchannelError | None:
     )
 
 
+def _clipped(frame_id: str) -> str:
+    """Of an id that is too long only as much comes back as one may have."""
+    return frame_id[:MAX_FRAME_ID_BYTES]
+
+
 def _not_implemented(field: str, remedy: str) -> BackchannelError:
     return BackchannelError(
         Reason.NOT_IMPLEMENTED, f"this server does not have it yet; {remedy}", field=field
@@ -313,7 +318,7 @@ def _not_implemented(field: str, remedy: str) -> BackchannelError:
 
 def _rejected(frame_id: str, error: BackchannelError) -> frame_pb2.Receipt:
     return frame_pb2.Receipt(
-        frame_id=frame_id,
+        frame_id=_clipped(frame_id),
         status=frame_pb2.RECEIPT_STATUS_REJECTED,
         error=error.to_status(),
     )

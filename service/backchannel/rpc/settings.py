@@ -10,7 +10,7 @@ from backchannel.config import GGUF, ServeConfig
 from backchannel.engines.registry import DEFAULT_ENGINES, EngineRegistry
 from backchannel.rpc.wire import MAX_TRANSPORT_BYTES
 
-_MIN_CLIENT_PING_MS: Final = 1_000
+_MIN_CLIENT_PING_MS: Final = 500
 
 
 def server_options(config: ServeConfig) -> list[tuple[str, int]]:
@@ -35,7 +35,7 @@ def server_options(config: ServeConfig) -> list[tuple[str, int]]:
         ("grpc.http2.max_pings_without_data", 0),
         # Clients ask too whether we are there. By default a server that is asked more often than
         # every 5 minutes answers ENHANCE_YOUR_CALM and hangs up.
-        ("grpc.http2.min_recv_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
+        ("grpc.http2.min_ping_interval_without_data_ms", _MIN_CLIENT_PING_MS),
     ]
 
 
