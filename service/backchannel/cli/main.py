@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Annotated
 
 import typer
 
-from backchannel.cli import serve
+from backchannel.cli import chat, models, serve, sessions
 
 app = typer.Typer(
     name="backchannel",
@@ -42,7 +40,6 @@ def main(
 
 
 app.command()(serve.serve)
-# Commands that come with the client library.
-for _name in ("chat", "models", "sessions"):
-    if find_spec(f"backchannel.cli.{_name}"):
-        app.command(_name)(getattr(import_module(f"backchannel.cli.{_name}"), _name))
+app.command()(chat.chat)
+app.command()(models.models)
+app.add_typer(sessions.app)

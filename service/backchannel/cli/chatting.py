@@ -1,0 +1,218 @@
+"""What `backchannel chat` does, from the first connection to the goodbye."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import sys
+import termios
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from backchannel.cli.connect import (
+    DEFAULT_SERVER,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    connect,
+)
+from backchannel.cli.screen import Screen
+from backchannel.cli.talk import Talk
+from backchannel.cli.tools import builtin_tools
+from backchannel.client import (
+    Client,
+    Conversation,
+    FinishReason,
+    Model,
+    SessionGoneError,
+    StatusError,
+    Tool,
+)
+from backchannel.v1.event_pb2 import TurnFinished
+
+# Where nobody watches, a server that does not come back is given up.
+_UNWATCHED_PATIENCE_S: Final = 60.0
+# An answer that ended so is all there is.
+_WHOLE: Final = (FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chat:
+    """A chat as it was asked for.
+
+    Attributes:
+        server: Where.
+        model: Whom to talk to. Empty: the server's default.
+        system: What the model is told first.
+        session: The session to go on with. Empty: a new one.
+        with_tools: Whether to bring tools along.
+        engine_options: Settings of the engine.
+        message: The one thing to say. None: whatever is typed.
+    """
+
+    server: str
+    model: str
+    system: str
+    session: str
+    with_tools: bool
+    engine_options: Mapping[str, str]
+    message: str | None
+
+    async def run(self) -> int:
+        """Chat; the exit code."""
+        screen = Screen(sys.stdout, sys.stderr)
+        watched = self.message is None
+        talk = Talk(screen, figures=screen.is_terminal, only_mine=not watched)
+        patience_s = None if watched else _UNWATCHED_PATIENCE_S
+        async with connect(self.server, give_up_after_s=patience_s) as client:
+            about = None if self.session else await self._find(client)
+            async with self._open(client, talk, about) as conversation:
+                talk.attach(conversation)
+                if self.message is not None:
+                    return await self._once(talk, screen, conversation, self.message)
+                said = await self._chat(talk, screen, conversation, about)
+            if not said and not self.session:
+                # Nothing was said: nobody wants to find it again.
+                await client.delete(conversation.session_id)
+            else:
+                screen.note(f"The session is kept. Go on with:\n  {self._again(conversation)}")
+            return 0
+
+    def _open(self, client: Client, talk: Talk, about: Model | None) -> Conversation:
+        tools = self._tools(about)
+        if self.session:
+            return client.resume(
+                self.session,
+                snapshot=True,
+                snapshot_if_trimmed=True,
+                tools=tools,
+                on_connection=talk.connection,
+            )
+        return client.converse(
+            model=self.model,
+            system=self.system,
+            tools=tools,
+            engine_options=self.engine_options,
+            snapshot_if_trimmed=True,
+            on_connection=talk.connection,
+        )
+
+    async def _find(self, client: Client) -> Model | None:
+        models = await client.models()
+        return next((model for model in models if self.model in ("", model.name)), None)
+
+    def _tools(self, about: Model | None) -> list[Tool]:
+        if not self.with_tools or (about is not None and "tools" not in about.capabilities):
+            return []
+        return builtin_tools()
+
+    def _again(self, conversation: Conversation) -> str:
+        server = "" if self.server == DEFAULT_SERVER else f" --server {self.server}"
+        return f"backchannel chat{server} --session {conversation.session_id}"
+
+    async def _once(
+        self, talk: Talk, screen: Screen, conversation: Conversation, message: str
+    ) -> int:
+        """One message, one answer."""
+        finished = await _watched(talk, talk.ask(message))
+        screen.note(f"session {conversation.session_id}")
+        if finished is None or finished.finish_reason == FinishReason.FINISH_REASON_INTERRUPTED:
+            return EXIT_INTERRUPTED
+        return 0 if finished.finish_reason in _WHOLE else EXIT_FAILED
+
+    async def _chat(
+        self, talk: Talk, screen: Screen, conversation: Conversation, about: Model | None
+    ) -> bool:
+        """One message after the other, until somebody leaves. Whether anything was said."""
+        from backchannel.cli.prompt import Prompt
+
+        screen.note(f"{conversation.session.config.model} at {self.server}", "bold")
+        if about is not None and about.description:
+            screen.note(about.description)
+        screen.note("Ctrl-C stops an answer, a second one leaves, and so does Ctrl-D.")
+        screen.gap()
+        prompt = Prompt()
+        said = leaving = False
+        if conversation.snapshot is not None:
+            try:
+                await _watched(talk, talk.show(conversation.snapshot))
+            except _LeaveError:
+                return said
+        while True:
+            try:
+                text = (await prompt.ask()).strip()
+            except EOFError:
+                return said
+            except KeyboardInterrupt:
+                if leaving and not prompt.text:
+                    return said
+                leaving = True
+                screen.note("Once more, or Ctrl-D, to leave.")
+                continue
+            if not text:
+                continue
+            said = True
+            try:
+                finished = await _watched(talk, talk.ask(text))
+            except _LeaveError:
+                return said
+            except SessionGoneError:
+                raise
+            except StatusError as error:
+                screen.note(str(error), "red")
+                continue
+            screen.gap()
+            # Whoever has just stopped an answer and does it again wants to leave.
+            leaving = (
+                finished is None or finished.finish_reason == FinishReason.FINISH_REASON_INTERRUPTED
+            )
+
+
+class _LeaveError(Exception):
+    """The user has had enough."""
+
+
+async def _watched(
+    talk: Talk, showing: Coroutine[None, None, TurnFinished | None]
+) -> TurnFinished | None:
+    """Show an answer; Ctrl-C stops it.
+
+    Raises:
+        _LeaveError: Ctrl-C once more.
+    """
+    task = asyncio.ensure_future(showing)
+
+    def interrupted() -> None:
+        if not talk.stop():
+            task.cancel()
+
+    loop = asyncio.get_running_loop()
+    loop.add_signal_handler(signal.SIGINT, interrupted)
+    try:
+        with _quiet_keyboard():
+            return await task
+    except asyncio.CancelledError:
+        this = asyncio.current_task()
+        if this is not None and this.cancelling():
+            raise
+        raise _LeaveError from None
+    finally:
+        loop.remove_signal_handler(signal.SIGINT)
+
+
+@contextlib.contextmanager
+def _quiet_keyboard() -> Iterator[None]:
+    """Keys do not show up in the middle of an answer. What is typed is there at the prompt."""
+    if not sys.stdin.isatty():
+        yield
+        return
+    keyboard = sys.stdin.fileno()
+    before = termios.tcgetattr(keyboard)
+    quiet = termios.tcgetattr(keyboard)
+    quiet[3] &= ~termios.ECHO
+    termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        termios.tcsetattr(keyboard, termios.TCSANOW, before)
