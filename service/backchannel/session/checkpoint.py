@@ -78,7 +78,7 @@ def _dump_turn(turn: Turn) -> dict[str, Any]:
         "frame_ids": turn.frame_ids,
         "inputs": [_pack(message) for message in turn.inputs],
         "model": turn.model,
-        "times": [turn.accepted_ns, turn.started_ns, turn.started_seq],
+        "times": [turn.accepted_ns, turn.started_ns, turn.started_seq, turn.ended_seq],
         "text": turn.text,
         "reasoning": turn.reasoning,
         "marks": [
@@ -153,7 +153,7 @@ def _load(record: dict[str, Any]) -> SessionState:
 
 
 def _load_turn(record: dict[str, Any]) -> Turn:
-    accepted_ns, started_ns, started_seq = record["times"]
+    accepted_ns, started_ns, started_seq, ended_seq = record["times"]
     kept_chars, kept_reasoning_chars, truncated = record["kept"]
     usage = record["usage"]
     return Turn(
@@ -164,6 +164,7 @@ def _load_turn(record: dict[str, Any]) -> Turn:
         accepted_ns=accepted_ns,
         started_ns=started_ns,
         started_seq=started_seq,
+        ended_seq=ended_seq,
         text_parts=[record["text"]],
         text_chars=len(record["text"]),
         reasoning_parts=[record["reasoning"]],

@@ -338,7 +338,9 @@ class Session:
         )
         # Only the last turn can still be cut; for any other the position no longer matters.
         current = turn if turn is state.last_turn else None
-        self._check_position("interrupt", interrupt.displayed_seq, offset, current)
+        self._check_position(
+            "interrupt", interrupt.displayed_seq, offset if current else None, current
+        )
         if turn is None or current is None:
             return _STALE, 0, turn.turn_id if turn else interrupt.turn_id
         self._saw(turn, interrupt.displayed_seq, offset)
@@ -354,10 +356,12 @@ class Session:
         return _ACCEPTED, 0, ""
 
     def _turn_at(self, seq: int) -> Turn | None:
-        """The turn that holds event `seq`; with 0 the running one, or the last."""
-        if not seq:
+        """The turn that holds event `seq`; if none does, the running one, or the last."""
+        begun = (turn for turn in reversed(self.state.turns) if turn.started_seq <= seq)
+        turn = next(begun, None)
+        if turn is None or 0 < turn.ended_seq < seq:
             return self.state.last_turn
-        return next((one for one in reversed(self.state.turns) if one.started_seq <= seq), None)
+        return turn
 
     def _saw(self, turn: Turn | None, seq: int, offset: int | None) -> None:
         """Note a position; those in turns before the last no longer matter."""
@@ -372,12 +376,13 @@ class Session:
                 field=f"{frame}.displayed_seq",
                 metadata={"last_seq": str(self.state.last_seq)},
             )
-        if offset is not None and turn is not None and offset > turn.text_chars:
+        text_chars = turn.text_chars if turn is not None else 0
+        if offset is not None and offset > text_chars:
             raise BackchannelError(
                 Reason.POSITION_BEYOND_END,
-                f"nobody can have seen {offset} characters: the turn has {turn.text_chars}",
+                f"nobody can have seen {offset} characters: the turn has {text_chars}",
                 field=f"{frame}.displayed_offset",
-                metadata={"text_chars": str(turn.text_chars)},
+                metadata={"text_chars": str(text_chars)},
             )
 
     # --- the engine --------------------------------------------------------------------------

@@ -101,6 +101,8 @@ class SessionState:
         now_ns = to_ns(event.time)
         if kind == "output_delta":  # Nearly all events are this one.
             turn = self.turns[-1]
+            if event.output_delta.turn_id != turn.turn_id:
+                raise self._corrupt(event, "is about a turn that does not run")
             turn.begin_output()
             turn.add_delta(event.seq, event.output_delta, now_ns)
             self.content_bytes += len(event.output_delta.text)
@@ -207,6 +209,8 @@ class SessionState:
         self, event: event_pb2.Event, delta: event_pb2.ToolCallDelta, now_ns: int
     ) -> None:
         call = self._call(event, delta.call_id)
+        if call.ready:
+            raise self._corrupt(event, "goes on with a tool call that is complete")
         call.arguments.append(delta.arguments_fragment)
         self._running(event, call.turn_id).add_fragment(event.seq, delta, now_ns)
         self.content_bytes += len(delta.arguments_fragment)
@@ -215,6 +219,8 @@ class SessionState:
         self, event: event_pb2.Event, ready: event_pb2.ToolCallReady, now_ns: int
     ) -> None:
         call = self._call(event, ready.call_id)
+        if call.ready:
+            raise self._corrupt(event, "announces a tool call again")
         call.ready = True
         call.arguments = [ready.arguments_json]
         call.idle_deadline_ns = to_ns(ready.idle_deadline)
@@ -224,7 +230,10 @@ class SessionState:
     def _apply_tool_call_progressed(
         self, event: event_pb2.Event, progressed: event_pb2.ToolCallProgressed, now_ns: int
     ) -> None:
-        self._call(event, progressed.call_id).idle_deadline_ns = to_ns(progressed.idle_deadline)
+        call = self._call(event, progressed.call_id)
+        if not call.open:
+            raise self._corrupt(event, "is about a tool call that is not open")
+        call.idle_deadline_ns = to_ns(progressed.idle_deadline)
 
     def _apply_tool_call_cancelled(
         self, event: event_pb2.Event, cancelled: event_pb2.ToolCallCancelled, now_ns: int
@@ -276,6 +285,7 @@ class SessionState:
     ) -> None:
         turn = self._running(event, finished.turn_id)
         turn.finish_reason = finished.finish_reason
+        turn.ended_seq = event.seq
         turn.usage = session_pb2.Usage()
         turn.usage.CopyFrom(finished.usage)
         total, usage = self.total_usage, finished.usage

@@ -10,11 +10,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 
 from backchannel.session.turn import Call, Turn
 from backchannel.v1 import session_pb2
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _ENDINGS = {
     session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT: "timed out",
     session_pb2.TOOL_CALL_OUTCOME_CANCELLED: "cancelled; it may or may not have run",
@@ -38,7 +40,9 @@ def result_text(call: Call) -> str:
 
 
 def _compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    # JSON may name half a surrogate pair, which is no character: the escape stays.
+    return text if _SURROGATE.search(text) is None else json.dumps(value, separators=(",", ":"))
 
 
 def _text(role: session_pb2.Role.ValueType, text: str, call_id: str = "") -> session_pb2.Message:

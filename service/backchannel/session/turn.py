@@ -111,6 +111,7 @@ class Turn:
     Attributes:
         inputs: The messages that it answers, oldest first.
         accepted_ns: When the first of them was accepted.
+        ended_seq: Its `TurnFinished`; 0 while it runs.
         marks: One for each delta; dropped when a later turn has started.
         rounds: The finished rounds; what comes after the last one is the running round.
         kept_chars: How much of the text stays in the context; None while nothing was cut.
@@ -124,6 +125,7 @@ class Turn:
     accepted_ns: int
     started_ns: int
     started_seq: int
+    ended_seq: int = 0
     text_parts: list[str] = field(default_factory=list)
     text_chars: int = 0
     reasoning_parts: list[str] = field(default_factory=list)

@@ -67,7 +67,7 @@ class Turns:
             return True
         if policy.action == _ACTION.ACTION_CANCEL_NOW:
             return False
-        return self._draft.now_ns <= owner.absent_since_ns + grace_ns(self._state.config)
+        return self._draft.now_ns < owner.absent_since_ns + grace_ns(self._state.config)
 
     def start_next(self) -> None:
         """Start the turn of the first waiting message, if none runs and somebody may read it."""

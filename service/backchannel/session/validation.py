@@ -8,6 +8,7 @@ so absent always means "the default". The same limits stand in the comments of t
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final
@@ -28,6 +29,7 @@ KIB: Final = 1024
 MIB: Final = 1024 * KIB
 HOUR_NS: Final = 3600 * 1_000_000_000
 DAY_NS: Final = 24 * HOUR_NS
+JSON_NESTING: Final = 128
 
 
 def duration_ns(value: Duration) -> int:
@@ -126,10 +128,35 @@ def _unique_names(tools: Iterable[session_pb2.ToolSpec]) -> Finding:
 
 def _json(value: str) -> Finding:
     try:
-        json.loads(value, parse_constant=_no_constant)
+        parsed = json.loads(value, parse_constant=_no_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         return Reason.FIELD_INVALID, f"must be one JSON value: {_said(error)}"
+    if _nesting(parsed) > JSON_NESTING:
+        return Reason.FIELD_INVALID, f"must not be nested more than {JSON_NESTING} levels deep"
     return None
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError(f"{text[:32]} is too large a number")
+    return number
+
+
+def _nesting(value: object) -> int:
+    """How deep lists and objects are nested. Whoever reads the value later recurses so deep."""
+    depth, level = 0, [value]
+    while True:
+        inner: list[object] = []
+        for one in level:
+            if isinstance(one, dict):
+                inner.append(one.values())
+            elif isinstance(one, list):
+                inner.append(one)
+        if not inner:
+            return depth
+        depth += 1
+        level = [leaf for group in inner for leaf in group]  # type: ignore[attr-defined]
 
 
 def _no_constant(name: str) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from google.protobuf.message import Message
+
 from backchannel.session.configuration import SECOND_NS, SESSION_IDLE_S
 from backchannel.session.state import SessionState, stamp_of
 from backchannel.session.table import Phase
@@ -11,6 +13,9 @@ from backchannel.session.turn import Call, Turn
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
 SNAPSHOT_MAX_BYTES: Final = 1024 * 1024
+# What `more` takes, and the tag and length before an entry.
+_MORE_BYTES: Final = 2
+_FIELD_BYTES: Final = 8
 
 _STATES: Final = {
     Phase.NEW: session_pb2.Session.STATE_IDLE,
@@ -87,25 +92,24 @@ def snapshots(
     state: SessionState, session: session_pb2.Session, *, max_bytes: int = SNAPSHOT_MAX_BYTES
 ) -> list[frame_pb2.Snapshot]:
     """The whole session in as many frames as it takes, none over `max_bytes` if that can be."""
-    frames = [
-        frame_pb2.Snapshot(
-            session=session,
-            queued=[
-                event_pb2.InputAccepted(frame_id=queued.frame_id, message=queued.message)
-                for queued in state.queue
-            ],
-            seq=state.last_seq,
-        )
-    ]
-    size = frames[0].ByteSize()
-    for turn in state.turns:
-        view = turn_view(turn)
-        # The tag and length before each turn take at most 8 bytes.
-        grown = view.ByteSize() + 8
-        if size + grown > max_bytes and (frames[-1].turns or len(frames) == 1):
+    frames = [frame_pb2.Snapshot(session=session, seq=state.last_seq)]
+    size = frames[0].ByteSize() + _MORE_BYTES
+
+    def room(view: Message) -> frame_pb2.Snapshot:
+        """The frame to put this into: the newest, or one more if it is full."""
+        nonlocal size
+        grown = view.ByteSize() + _FIELD_BYTES
+        if size + grown > max_bytes:
             frames[-1].more = True
             frames.append(frame_pb2.Snapshot(seq=state.last_seq))
-            size = 16
-        frames[-1].turns.append(view)
+            size = frames[-1].ByteSize() + _MORE_BYTES
         size += grown
+        return frames[-1]
+
+    for turn in state.turns:
+        shown = turn_view(turn)
+        room(shown).turns.append(shown)
+    for queued in state.queue:
+        waiting = event_pb2.InputAccepted(frame_id=queued.frame_id, message=queued.message)
+        room(waiting).queued.append(waiting)
     return frames
