@@ -49,6 +49,12 @@ class Address:
         except ValueError:
             return False
 
+    @property
+    def from_here(self) -> Address:
+        """What a client on this machine dials: for "every address", the loopback one."""
+        here = {"0.0.0.0": "127.0.0.1", "::": "::1"}  # noqa: S104 - compared, not bound
+        return Address(here.get(self.host, self.host), self.port)
+
     def with_port(self, port: int) -> Address:
         """The same place, with the port that was really taken."""
         return self if self.port is None else Address(self.host, port)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -477,6 +478,17 @@ async def test_reflection_describes_every_service_it_lists(client: Client, versi
         assert answer.file_descriptor_response.file_descriptor_proto, service.name
     await call.done_writing()
     call.cancel()
+
+
+@pytest.mark.parametrize("listen", ["unix:{}/door.sock", "[::1]:0", "localhost:0"])
+async def test_other_addresses(listen: str, tmp_path: Path) -> None:
+    async with (
+        Server(config(listen=listen.format(tmp_path))) as server,
+        connected(server.address) as client,
+    ):
+        await client.create(model="scripted/echo")
+        raw = await client.raw("ListSessions", pb.ListSessionsRequest())
+        assert len(pb.ListSessionsResponse.FromString(raw).sessions) == 1
 
 
 async def test_many_readers_see_the_same_bytes(client: Client) -> None:

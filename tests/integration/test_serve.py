@@ -30,7 +30,7 @@ def test_help_teaches_and_loads_nothing_heavy() -> None:
         "import sys; from backchannel.cli.main import app\n"
         "try: app(['serve', '--help'])\n"
         "except SystemExit: pass\n"
-        "heavy = {'grpc', 'pydantic', 'google.protobuf', 'xllamacpp', 'numpy', 'asyncio'}\n"
+        "heavy = {'grpc', 'google.protobuf', 'xllamacpp', 'pydantic_settings', 'structlog'}\n"
         "print('LOADED', sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run(
@@ -49,14 +49,16 @@ async def test_start_up_says_what_runs_and_what_to_do_next(server_process: Serve
     assert "backchannel chat" in said
 
 
-async def test_sigterm_drains_and_leaves_with_0(server_process: ServerProcess) -> None:
+async def test_sigterm_drains_and_leaves_with_0(server_command: ServerProcess) -> None:
+    server_command.arguments = ("--drain-grace", "3")
+    await server_command.start()
     async with (
-        connected(server_process.address) as client,
+        connected(server_command.address) as client,
         client.converse(create(session_id=SESSION, model="scripted/stall"), say("go")) as stream,
     ):
         await stream.event("output_delta", 5)
         start = time.monotonic()
-        stopping = asyncio.create_task(server_process.stop())
+        stopping = asyncio.create_task(server_command.stop())
         await stream.until(lambda s: any(f.HasField("go_away") for f in s.frames))
         # What comes now is sent elsewhere.
         with Refused() as refused:
@@ -65,7 +67,7 @@ async def test_sigterm_drains_and_leaves_with_0(server_process: ServerProcess) -
         assert refused.ending.code is grpc.StatusCode.UNAVAILABLE
         await stream.close()
         assert await stopping == 0
-        assert time.monotonic() - start < 11
+        assert time.monotonic() - start < 4.5
 
 
 async def test_a_stop_leaves_the_turn_to_the_next_process(server_command: ServerProcess) -> None:
@@ -124,12 +126,16 @@ async def test_a_second_signal_stops_at_once(server_command: ServerProcess) -> N
         client.converse(create(model="scripted/stall"), say("go")) as stream,
     ):
         await stream.event("output_delta")
-        stopping = asyncio.create_task(server_command.stop())
-        await stream.until(lambda s: any(f.HasField("go_away") for f in s.frames))
+        assert server_command.process is not None
         start = time.monotonic()
+        server_command.process.terminate()
+        # Twice at once is one wish, as some wrappers express it.
+        server_command.process.terminate()
+        await stream.until(lambda s: any(f.HasField("go_away") for f in s.frames))
+        assert server_command.process.poll() is None
+        await asyncio.sleep(0.4)
         assert await server_command.stop(signal.SIGINT) == 128 + signal.SIGINT
-        assert time.monotonic() - start < 2
-        await stopping
+        assert time.monotonic() - start < 5
 
 
 async def test_the_log_is_json_and_holds_nobodys_words(server_process: ServerProcess) -> None:
@@ -153,9 +159,9 @@ async def test_a_port_that_is_taken(server_process: ServerProcess) -> None:
         backchannel, "serve", "--listen", server_process.address, "--log", "memory"
     )
     assert done.returncode == 2
-    assert f"cannot listen on {server_process.address}" in done.stderr
+    assert f"cannot listen on {server_process.address}: Address already in use" in done.stderr
     assert "--listen" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
 
 
 async def test_a_log_that_is_taken(server_process: ServerProcess) -> None:

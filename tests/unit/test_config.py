@@ -9,6 +9,7 @@ import pytest
 from pydantic import ValidationError
 
 from backchannel.config import ConfigError, ServeConfig
+from backchannel.listen import Address
 
 
 @pytest.fixture(autouse=True)
@@ -107,6 +108,19 @@ def test_strangers_come_in_by_choice(listen: str) -> None:
 )
 def test_this_machine_needs_no_choice(listen: str) -> None:
     assert str(ServeConfig.load({"listen": listen}).address) == listen
+
+
+@pytest.mark.parametrize(
+    ("listen", "dial"),
+    [
+        ("0.0.0.0:7", "127.0.0.1:7"),
+        ("[::]:7", "[::1]:7"),
+        ("127.0.0.1:7", "127.0.0.1:7"),
+        ("unix:/a.sock", "unix:/a.sock"),
+    ],
+)
+def test_what_to_dial(listen: str, dial: str) -> None:
+    assert str(Address.parse(listen).from_here) == dial
 
 
 def test_a_wrong_variable_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 EXIT_USAGE: Final = 2
 EXIT_FAILED: Final = 1
 EXIT_SIGNAL: Final = 128
+# Wrappers such as timeout(1) send a signal to the process and to its group: that is one wish.
+ONE_SIGNAL_S: Final = 0.3
 
 _STORAGE = "Storage and models"
 _NETWORK = "Network"
@@ -130,6 +132,10 @@ def serve(
 
     # After parsing, so that --help and mistakes are answered at once.
     import asyncio
+    import os
+
+    # What gRPC's core prints by itself is no log line, and what matters of it we say ourselves.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
     from backchannel import logging
     from backchannel.config import ConfigError, ServeConfig
@@ -153,14 +159,18 @@ async def _run(config: ServeConfig) -> int:
     from backchannel.rpc.server import ListenError, Server
 
     stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    asked_s = 0.0
 
     def on_signal(number: int) -> None:
-        if stop.is_set():
+        nonlocal asked_s
+        if not stop.is_set():
+            asked_s = loop.time()
+            stop.set()
+        elif loop.time() - asked_s > ONE_SIGNAL_S:
             # Engines run native threads, and whoever asks twice will not wait for them.
             os._exit(EXIT_SIGNAL + number)
-        stop.set()
 
-    loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     try:
@@ -183,10 +193,10 @@ def _greet(server: Server) -> None:
     """Say what runs, and what to do next."""
     for problem in server.engines.problems:
         _complain(f"the engine {problem.engine} is not there: {problem.message}", "Note")
-    address = str(server.address)
+    address = str(server.address.from_here)
     others = "" if address == "127.0.0.1:50051" else f" --server {address}"
     typer.echo(
-        f"Backchannel listens on {address}\n"
+        f"Backchannel listens on {server.address}\n"
         f"  model  {server.engines.default_model}\n"
         f"  log    {server.log_address}\n"
         "Try, in another terminal:\n"

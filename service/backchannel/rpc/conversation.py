@@ -8,11 +8,9 @@ together.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import closing
 from typing import Any, Final, TypeAlias
-from urllib.parse import unquote
 
 import grpc
 
@@ -21,6 +19,7 @@ from backchannel.host.host import Host
 from backchannel.host.live import LiveSession
 from backchannel.host.reader import Reader
 from backchannel.rpc import wire
+from backchannel.rpc.peers import is_local
 from backchannel.v1 import conversation_service_pb2 as pb
 from backchannel.v1 import frame_pb2
 
@@ -217,7 +216,7 @@ class Conversations:
             BackchannelError: `LIST_NOT_PERMITTED`, `NOT_IMPLEMENTED`, `FIELD_OUT_OF_RANGE`,
                 `FIELD_INVALID`.
         """
-        if not _is_local(context):
+        if not is_local(context):
             raise BackchannelError(
                 Reason.LIST_NOT_PERMITTED,
                 "session ids are secrets here, so only callers on the server's own machine may"
@@ -322,33 +321,3 @@ def _rejected(frame_id: str, error: BackchannelError) -> frame_pb2.Receipt:
         status=frame_pb2.RECEIPT_STATUS_REJECTED,
         error=error.to_status(),
     )
-
-
-def _is_local(context: Context) -> bool:
-    """Whether the caller, and everyone a proxy says it speaks for, is on this machine."""
-    peer = unquote(context.peer())
-    if not (peer.startswith(("unix:", "unix-abstract:")) or _is_loopback_peer(peer)):
-        return False
-    forwarded = [
-        address
-        for key, value in context.invocation_metadata() or ()
-        if key == "x-forwarded-for"
-        for address in str(value).split(",")
-    ]
-    return all(_is_loopback(address.strip()) for address in forwarded)
-
-
-def _is_loopback_peer(peer: str) -> bool:
-    """Whether `ipv4:ADDRESS:PORT` or `ipv6:[ADDRESS]:PORT` is a loopback address."""
-    scheme, _, rest = peer.partition(":")
-    address = rest.rpartition(":")[0]
-    return scheme in ("ipv4", "ipv6") and _is_loopback(address.strip("[]"))
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    return (mapped or parsed).is_loopback

@@ -7,7 +7,9 @@ async with Server(config) as server:
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import AsyncExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
@@ -167,10 +169,24 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError:
-        # gRPC tells the reason on standard error only.
         raise ListenError(
-            f"cannot listen on {address}: another program listens there, or the address is not"
-            " this machine's; stop the other one, or choose another with --listen"
-            " (port 0 takes a free one)"
+            f"cannot listen on {address}: {_why_not(address)}; choose another with --listen (port 0"
+            " takes a free one), or stop the program that has it"
         ) from None
     return address.with_port(port)
+
+
+def _why_not(address: Address) -> str:
+    """The reason, which gRPC keeps to itself."""
+    if address.port is None:
+        folder = Path(address.host).parent
+        return "its folder cannot be written" if folder.is_dir() else f"there is no {folder}"
+    try:
+        family, kind, proto, _, place = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM
+        )[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.bind(place)
+    except OSError as error:
+        return error.strerror or str(error)
+    return "gRPC could not bind it"
