@@ -42,4 +42,4 @@ def main(
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(models.models)
-app.add_typer(sessions.app)
+app.add_typer(sessions.app, name="sessions")
