@@ -23,7 +23,11 @@ class Prompt:
 
     def __init__(self) -> None:
         self._session: PromptSession[str] = PromptSession(
-            history=_history(), key_bindings=_keys(), enable_history_search=True
+            history=_history(),
+            key_bindings=_keys(),
+            enable_history_search=True,
+            # There is no menu of completions.
+            reserve_space_for_menu=0,
         )
 
     async def ask(self) -> str:

@@ -316,11 +316,11 @@ class Talk:
     def _note_cut(self, kept_chars: int, dropped_chars: int) -> None:
         self._end_view()
         if kept_chars:
-            what = "what you see above stays in the conversation"
+            what = "what you see above is what stays in the conversation"
         else:
             what = "nothing of the answer stays in the conversation"
         dropped = f"; {dropped_chars} characters more were dropped" if dropped_chars else ""
-        self._screen.note(f"stopped: {what}{dropped}", "yellow")
+        self._screen.note(f"{what}{dropped}", "yellow")
 
     def _show_turn(self, turn: Turn) -> None:
         self._screen.said(text_of(turn.input))
