@@ -84,6 +84,8 @@ class Reader:
         self._log = log
         self._clock = clock
         self._config = config
+        # Asking for the loop costs a system call (Python 3.11), and this is every token's way.
+        self._loop = asyncio.get_running_loop()
         self._snapshot: deque[bytes] = deque()
         self._snapshot_seq = 0
         self._lane: deque[tuple[bytes, bool]] = deque()
@@ -108,12 +110,10 @@ class Reader:
     async def __anext__(self) -> bytes:
         session = self._session
         config = self._config
-        while True:
+        while not self._closed:
             frame = self._take_control()
             if frame is None:
                 seq = self._cursor + 1
-                if self._closed:
-                    raise StopAsyncIteration
                 if self._goodbye and not self._lane:
                     raise StopAsyncIteration
                 if seq <= session.committed_seq and not self.wants_snapshot:
@@ -130,12 +130,13 @@ class Reader:
                 elif self._quiet:
                     frame = self._heartbeat()
                 else:
-                    self._waiter = asyncio.get_running_loop().create_future()
+                    self._waiter = self._loop.create_future()
                     await self._waiter
                     continue
             self._quiet = False
             self._spoke_ns = self._clock.now_ns()
             return frame
+        raise StopAsyncIteration
 
     def _take_control(self) -> bytes | None:
         if self._snapshot and self._session.committed_seq >= self._snapshot_seq:
