@@ -24,7 +24,12 @@ from typing import Final
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session import checkpoint as checkpoints
-from backchannel.session.configuration import frame_digest, grace_ns
+from backchannel.session.configuration import (
+    SECOND_NS,
+    SESSION_IDLE_S,
+    frame_digest,
+    grace_ns,
+)
 from backchannel.session.decision import Decision, SetTimer, StopEngine
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Owner
@@ -99,6 +104,7 @@ class Session:
         opened.last_seq = opened.earliest_seq = 1
         opened.create_time.CopyFrom(stamp_of(draft.now_ns))
         opened.update_time.CopyFrom(opened.create_time)
+        opened.expire_time.CopyFrom(stamp_of(draft.now_ns + SESSION_IDLE_S * SECOND_NS))
         draft.put(event)
         return session, draft.take()
 
