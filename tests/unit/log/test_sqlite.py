@@ -242,6 +242,25 @@ async def test_a_stranger_who_writes_into_the_file_is_noticed(tmp_path: Path) ->
         await log.append([more(2, session_id=OTHER)])
 
 
+async def test_a_batch_of_several_statements_is_undone_as_one(tmp_path: Path) -> None:
+    path = tmp_path / "log.db"
+    async with SqliteLog(path) as log:
+        await log.append([create(), create(OTHER)])
+        stranger = sqlite3.connect(path)
+        with stranger:
+            stranger.execute("INSERT INTO events VALUES (1, 150, 0, 20, 0, 'theirs')")
+        # It fails at the row of the stranger, when some statements have gone through.
+        with pytest.raises(AppendConflictError):
+            await log.append([more(2, 90, OTHER, new=head("new")), more(2, 300)])
+        assert stranger.execute("SELECT count(*) FROM events").fetchone() == (3,)
+        stranger.close()
+        assert await read_all(log, OTHER) == events(1, 1)
+        stored = await log.load(OTHER)
+        assert stored is not None
+        assert stored.head == head()
+        await log.append([more(2, 90, OTHER)])
+
+
 async def test_more_sessions_than_are_remembered(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
