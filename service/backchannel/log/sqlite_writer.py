@@ -28,7 +28,7 @@ _logger = logging.getLogger(__name__)
 _ROWS: Final = 64
 # SQLite's page, and the pages after which the write-ahead log is moved back: about 16 MiB. A
 # session's newest page is written again with each of its events, so the longer this waits, the
-# fewer pages are moved; but the longer a move takes. 16 MiB moves in 5–25 ms on an SSD, once in
+# fewer pages are moved; but the longer a move takes. 16 MiB moves in 10–40 ms on an SSD, once in
 # some thousand appends.
 _PAGE_BYTES: Final = 4096
 _MOVE_BACK_PAGES: Final = 4000
