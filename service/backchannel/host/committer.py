@@ -121,15 +121,17 @@ class Committer:
                 for writer, _ in taken:
                     writer.committed()
                 return
-            refused = taken
+            name = None
             if isinstance(error, AppendConflictError | SessionDamagedError):
-                culprit = [pair for pair in taken if pair[1].session_id == error.session_id]
-                # Without a culprit there is nobody to leave out, and a repeat would not end.
-                refused = culprit or taken
-            taken = [pair for pair in taken if pair not in refused]
+                name = error.session_id
+            refused = [pair for pair in taken if pair[1].session_id == name]
+            left = [pair for pair in taken if pair[1].session_id != name]
+            if not refused:  # Without a culprit there is nobody to leave out.
+                refused, left = left, refused
             why = error if isinstance(error, BackchannelError) else _changed()
             for writer, _ in refused:
                 writer.failed(why)
+            taken = left
 
     async def _append(
         self, batch: Sequence[Append]

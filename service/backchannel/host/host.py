@@ -27,7 +27,8 @@ from backchannel.host.admission import Admission
 from backchannel.host.clock import SECOND_NS, Clock, SystemClock, within
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
-from backchannel.host.live import LiveSession, Resources, draining_error, moved_error
+from backchannel.host.faults import broken_error, draining_error, moved_error, where
+from backchannel.host.live import LiveSession, Resources
 from backchannel.host.loading import load
 from backchannel.host.paging import from_token, to_token
 from backchannel.host.retention import retain
@@ -146,6 +147,8 @@ class Host:
         finally:
             for task in self._tasks:
                 task.cancel()
+            for live in self._live.values():
+                live.ledger.close(draining_error())
             # Our own body's error is the caller's; only a cancel may be the group's doing.
             cancelled = exc_type is not None and issubclass(exc_type, asyncio.CancelledError)
             if cancelled:
@@ -278,7 +281,7 @@ class Host:
             nonlocal done, failed
             try:
                 live = await self.get(session_id)
-                await live.settled()
+                await live.ledger.commit()
             except BackchannelError as error:
                 failed += 1
                 _logger.error("recovery_failed", reason=error.reason, detail=error.message)
@@ -359,15 +362,14 @@ class Host:
             except BackchannelError as refused:
                 future.set_exception(refused)
             except Exception as broken:  # noqa: BLE001 - a bug fails this call, not the process
-                _logger.error("work_broke", kind=type(broken).__name__, detail=str(broken))
-                future.set_exception(
-                    BackchannelError(Reason.INTERNAL, "the server met a bug of its own")
-                )
+                _logger.error("work_broke", **where(broken))
+                future.set_exception(broken_error())
 
         def done(_: asyncio.Task[None]) -> None:
             # Also when the task was cancelled before it had begun.
             work.close()
-            future.cancel()
+            if not future.done():
+                future.set_exception(draining_error())
             del book[session_id]
 
         self._spawn(do(), "work").add_done_callback(done)
@@ -430,7 +432,7 @@ class Host:
         self._sessions += 1
         live.open(decision)
         try:
-            await live.settled()
+            await live.ledger.commit()
         except BackchannelError as error:
             # It never was. Should the log have it after all, it is found there.
             self._sessions -= 1
@@ -538,7 +540,7 @@ class Host:
             except BackchannelError as error:
                 _logger.warning("sweep_failed", reason=error.reason, detail=error.message)
             except Exception as error:  # noqa: BLE001 - the next round may do better
-                _logger.error("sweep_broke", kind=type(error).__name__, detail=str(error))
+                _logger.error("sweep_broke", **where(error))
 
     async def sweep(self) -> None:
         """End what has expired, trim what is no longer kept, forget old tombstones.

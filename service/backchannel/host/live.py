@@ -21,12 +21,9 @@ from __future__ import annotations
 
 import asyncio
 import random
-import traceback
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Final
 
 import structlog
 
@@ -41,21 +38,18 @@ from backchannel.errors import BackchannelError, Reason
 from backchannel.host.clock import Clock, Timer, within
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
+from backchannel.host.faults import broken_error, draining_error, where
+from backchannel.host.ledger import Ledger, settle
 from backchannel.host.loading import load
-from backchannel.host.reader import AfterCommit, Reader
+from backchannel.host.reader import Reader
 from backchannel.host.runner import EngineRun, Runner, Spawn
-from backchannel.host.tail import Tail
-from backchannel.log.protocol import Append, Checkpoint, Head, Log, not_found, trimmed
+from backchannel.log.protocol import Checkpoint, Head, Log, not_found, trimmed
 from backchannel.session.decision import Decision, SetTimer, StartEngine, StopEngine
-from backchannel.session.framing import framed
 from backchannel.session.session import Session
 from backchannel.session.table import Phase
-from backchannel.v1 import event_pb2, frame_pb2, session_pb2
+from backchannel.v1 import frame_pb2, session_pb2
 
 _logger = structlog.get_logger(__name__)
-
-# Events that change nothing of what a listing shows or recovery asks; all others bring a new head.
-_QUIET_KINDS: Final = frozenset({"output_delta", "tool_call_delta", "tool_call_progressed"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,33 +91,20 @@ class LiveSession:
 
     def __init__(self, core: Session, resources: Resources, *, committed_seq: int) -> None:
         self.session_id: str = core.session_id
-        self.committed_seq = committed_seq
         self.closed_seq = 0
         self.used_ns = resources.clock.now_ns()
         config = resources.config
-        self.tail = Tail(
-            committed_seq + 1, max_events=config.tail_events, max_bytes=config.tail_bytes
-        )
+        self.ledger = Ledger(self, committed_seq, resources.committer, config)
         self._core = core
         self._resources = resources
         self._log = resources.log
         self._clock = resources.clock
-        self._committer = resources.committer
         self._max_ahead = config.max_ahead_events
-        self._decided_seq = committed_seq
-        # What waits for the next append, and what is in the one under way.
-        self._raw: list[bytes] = []
-        self._framed: list[bytes] = []
-        self._flight: list[bytes] = []
-        self._head_due = False
-        self._closing = False
-        self._due: deque[tuple[int, AfterCommit]] = deque()
         self._readers: set[Reader] = set()
         self._count = 0
         self._runs: dict[str, EngineRun] = {}
         self._timer: Timer | None = None
         self._fault: BackchannelError | None = None
-        self._landed: asyncio.Future[None] | None = None
         self._resting: list[asyncio.Future[None]] = []
         self._refusals = 0
         self._gone: BackchannelError | None = None
@@ -141,12 +122,12 @@ class LiveSession:
         """
         self._refuse_if_unable(frame)
         if not frame.HasField("interrupt"):  # A stop waits for nothing.
-            await self._committer.room()
+            await self._resources.committer.room()
             self._refuse_if_unable(frame)
         decision = self._input(self._core.accept, frame)
         if decision is None or decision.receipt is None:
-            raise self._trouble() or _broken()
-        await self._committed()
+            raise self._trouble() or broken_error()
+        await self.ledger.commit()
         return decision.receipt
 
     def submit(self, frame: frame_pb2.ClientFrame, reader: Reader) -> None:
@@ -159,7 +140,7 @@ class LiveSession:
             self._refuse_if_unable(frame)
             decision = self._input(self._core.accept, frame)
             if decision is None or decision.receipt is None:
-                error = self._trouble() or _broken()
+                error = self._trouble() or broken_error()
             else:
                 receipt = decision.receipt
         except BackchannelError as refusal:
@@ -168,18 +149,18 @@ class LiveSession:
             return
         reader.owe()
         if error is None:
-            self.after_commit(partial(reader.deliver, receipt))
+            self.ledger.after_commit(partial(reader.deliver, receipt))
         else:
             # In its place among the receipts of the frames before it.
-            self.after_commit(lambda _: reader.deliver(receipt, error))
+            self.ledger.after_commit(lambda _: reader.deliver(receipt, error))
 
     async def view(self) -> session_pb2.Session:
         """The session, as committed."""
         trouble = self._trouble()
         if trouble is not None:
-            raise trouble
+            raise trouble.with_traceback(None)
         view = self._core.view()
-        await self._committed()
+        await self.ledger.commit()
         return view
 
     def attach(self, after_seq: int, *, snapshot: bool) -> Reader:
@@ -190,7 +171,7 @@ class LiveSession:
         """
         trouble = self._gone or (self._trouble() if snapshot else None)
         if trouble is not None:
-            raise trouble
+            raise trouble.with_traceback(None)
         if self._draining:
             raise draining_error()
         config = self._resources.config
@@ -201,8 +182,8 @@ class LiveSession:
             )
         if not snapshot:
             self._check_cursor(after_seq)
-        reader = Reader(self, 0 if snapshot else after_seq, self._log, self._clock, config)
-        reader.wants_snapshot = snapshot
+        cursor = None if snapshot else after_seq
+        reader = Reader(self, cursor, self._log, self._clock, config)
         self._readers.add(reader)
         self._count_readers()
         if snapshot:
@@ -210,12 +191,13 @@ class LiveSession:
         return reader
 
     def _check_cursor(self, after_seq: int) -> None:
-        if after_seq > self.committed_seq:
+        last_seq = self.ledger.committed_seq
+        if after_seq > last_seq:
             raise BackchannelError(
                 Reason.CURSOR_BEYOND_END,
-                f"the newest event is {self.committed_seq}; name it or an earlier one",
+                f"the newest event is {last_seq}; name it or an earlier one",
                 field="after_seq",
-                metadata={"last_seq": str(self.committed_seq)},
+                metadata={"last_seq": str(last_seq)},
             )
         if after_seq + 1 < self._core.earliest_seq:
             raise trimmed(self._core.earliest_seq)
@@ -225,40 +207,17 @@ class LiveSession:
     @property
     def resting(self) -> bool:
         """No turn runs, and everything decided is committed."""
-        return (
-            self._fault is None
-            and self._decided_seq == self.committed_seq
-            and self._core.state.running is None
-        )
+        return self._fault is None and not self.ledger.behind and self._core.state.running is None
 
     async def room(self) -> None:
         """Wait while the log cannot take more."""
-        await self._committer.room()
+        await self._resources.committer.room()
 
     def reader_changed(self, reader: Reader) -> None:
         """The reader was closed or half-closed."""
         if reader.is_closed:
             self._readers.discard(reader)
         self._count_readers()
-
-    def after_commit(self, then: AfterCommit) -> None:
-        """Call back once all that was decided so far is committed, or with why it will not be."""
-        if self._due or self._decided_seq != self.committed_seq:
-            self._due.append((self._decided_seq, then))
-        else:
-            then(None)
-
-    async def _committed(self) -> None:
-        """Wait until all that was decided so far is committed.
-
-        Raises:
-            BackchannelError: It will not be.
-        """
-        if self._decided_seq == self.committed_seq:
-            return
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.after_commit(partial(_settle, future))
-        await future
 
     def _count_readers(self) -> None:
         count = sum(reader.counts for reader in self._readers)
@@ -276,7 +235,7 @@ class LiveSession:
             ]
             for reader in self._readers:
                 if reader.wants_snapshot and not reader.has_snapshot:
-                    reader.offer_snapshot(parts, self._decided_seq)
+                    reader.offer_snapshot(parts, self.ledger.decided_seq)
 
     # --- inputs ------------------------------------------------------------------------------
 
@@ -301,29 +260,12 @@ class LiveSession:
                 if run is not None:
                     run.stop()
         if decision.events:
-            self._write(decision.events)
+            self.ledger.write(decision.events)
         for effect in effects:
             if type(effect) is StartEngine:
                 self._runs[effect.run_id] = self._resources.runner.start(effect, self)
             elif type(effect) is SetTimer:
                 self._set_timer(effect.at_ns)
-
-    def _write(self, events: Sequence[event_pb2.Event]) -> None:
-        if not self._raw:
-            self._committer.enlist(self)
-        size = 0
-        for event in events:
-            raw = event.SerializeToString()
-            size += len(raw)
-            self._raw.append(raw)
-            self._framed.append(framed(raw))
-            kind = event.WhichOneof("kind")
-            if kind not in _QUIET_KINDS:
-                self._head_due = True
-                if kind == "session_closed":
-                    self._closing = True
-        self._committer.owe(size)
-        self._decided_seq += len(events)
 
     def _set_timer(self, at_ns: int | None) -> None:
         if self._timer is not None:
@@ -388,72 +330,48 @@ class LiveSession:
     @property
     def runs_ahead(self) -> bool:
         """Whether the log has fallen so far behind that a generation should wait."""
-        return self._decided_seq - self.committed_seq >= self._max_ahead
+        return self.ledger.behind >= self._max_ahead
 
     async def caught_up(self) -> None:
         """Wait until it has not."""
-        future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.after_commit(lambda _: _settle(future, None))
-        await future
+        await self.ledger.verdict()
 
-    # --- what the committer does -------------------------------------------------------------
+    # --- what the ledger says ----------------------------------------------------------------
 
-    def take(self) -> Append | None:
-        """What there is to write now."""
-        if not self._raw:
-            return None
-        raw, self._raw = self._raw, []
-        self._flight, self._framed = self._framed, []
-        head = None
-        if self._head_due:
-            self._head_due = False
-            head = self._head()
-        return Append(
-            self.session_id, self.committed_seq + 1, raw, self._core.state.update_ns, head
-        )
+    @property
+    def newest_ns(self) -> int:
+        """The time of the newest event."""
+        return self._core.state.update_ns
 
-    def _head(self) -> Head:
+    def summary(self) -> Head:
+        """What the log keeps beside the events."""
         view = self._core.view()
         # A closed session whose deletion was cut short is deleted by the next sweep.
-        expires_ns = 0 if self._closing else view.expire_time.ToNanoseconds()
+        closed = self._core.state.phase is Phase.CLOSED
+        expires_ns = 0 if closed else view.expire_time.ToNanoseconds()
         return Head(view.SerializeToString(), self._core.active, expires_ns)
 
-    def committed(self) -> None:
-        """What was taken last is in the log: show it."""
-        landed, self._flight = self._flight, []
-        self._committer.owe(-sum(map(len, landed)))
-        self.tail.extend(landed)
-        self.committed_seq += len(landed)
+    def landed(self) -> None:
+        """An append was committed: show it."""
         self._refusals = 0
-        due, seq = self._due, self.committed_seq
-        while due and due[0][0] <= seq:
-            due.popleft()[1](None)
-        if self._decided_seq == seq and self._fault is None:
-            if self._closing:
-                self.closed_seq = seq
-            if self._core.state.running is None:
+        if not self.ledger.behind and self._fault is None:
+            state = self._core.state
+            if state.phase is Phase.CLOSED:
+                self.closed_seq = state.last_seq
+            if state.running is None:
                 self._come_to_rest()
         for reader in self._readers:
             reader.wake()
-        self._land()
 
-    def failed(self, error: BackchannelError) -> None:
-        """What was taken last is not in the log."""
-        self._committer.owe(-sum(map(len, self._flight)))
-        self._flight = []
-        self._land()
-        self._fall(error)
+    def refused(self, error: Exception) -> None:
+        """An append was refused, or could not even be made."""
+        self._break(error)
 
     def _come_to_rest(self) -> None:
         self._resources.rested(self)
         waiting, self._resting = self._resting, []
         for future in waiting:
-            _settle(future, None)
-
-    def _land(self) -> None:
-        if self._landed is not None:
-            _settle(self._landed, None)
-            self._landed = None
+            settle(future)
 
     # --- trouble -----------------------------------------------------------------------------
 
@@ -466,53 +384,36 @@ class LiveSession:
             # A stop or a tool's result still helps a turn to its end; a new one has no future here.
             trouble = draining_error()
         if trouble is not None:
-            raise trouble
+            raise trouble.with_traceback(None)
 
     def _break(self, error: Exception) -> None:
         """The core failed: what it knows now is worth nothing, what is in the log is."""
         if isinstance(error, BackchannelError):
             self._fall(error)
             return
-        frames = traceback.extract_tb(error.__traceback__)
-        where = f"{frames[-1].name}:{frames[-1].lineno}" if frames else ""
-        _logger.error("session_broke", kind=type(error).__name__, where=where)
-        self._fall(_broken())
+        _logger.error("session_broke", **where(error))
+        self._fall(broken_error())
 
     def _fall(self, error: BackchannelError) -> None:
         """Stop everything that rests on what will not be in the log, and begin to come back."""
         if self._fault is not None:
-            self._fail_due(error)
+            self.ledger.give_up(error)
             return
         self._fault = error
         for run in self._runs.values():
             run.abandon()
         self._runs.clear()
         self._set_timer(None)
-        self._committer.owe(-sum(map(len, self._framed)))
-        self._raw, self._framed = [], []
-        self._head_due = self._closing = False
-        self._decided_seq = self.committed_seq + len(self._flight)
-        self._fail_due(error)
+        self.ledger.give_up(error)
         for reader in self._readers:
             reader.withdraw_snapshot()
         if self._gone is None:
             self._resources.spawn(self._come_back(), "reload")
 
-    def _fail_due(self, error: BackchannelError) -> None:
-        """Tell whoever waits for a commit that will not be."""
-        last = self.committed_seq + len(self._flight)
-        kept = deque(due for due in self._due if due[0] <= last)
-        lost = [due for due in self._due if due[0] > last]
-        self._due = kept
-        for _, then in lost:
-            then(error)
-
     async def _come_back(self) -> None:
         """Read the session from the log again, as soon as that answers."""
         resources = self._resources
-        if self._flight:
-            self._landed = asyncio.get_running_loop().create_future()
-            await self._landed
+        await self.ledger.landing()
         while True:
             await self._clock.sleep(self._retry_delay_s())
             try:
@@ -529,7 +430,7 @@ class LiveSession:
                 _logger.warning("session_waits_for_log", reason=error.reason)
                 continue
             except Exception as error:  # noqa: BLE001 - a backend's bug must not end the process
-                _logger.error("session_reload_broke", kind=type(error).__name__)
+                _logger.error("session_reload_broke", **where(error))
                 continue
             if core is None:
                 self._give_up(not_found())
@@ -546,17 +447,13 @@ class LiveSession:
 
     def _revive(self, core: Session) -> None:
         last_seq = core.state.last_seq
-        if last_seq != self.committed_seq:
+        if last_seq != self.ledger.committed_seq:
             # What was thought refused is there after all; readers find it in the log.
-            config = self._resources.config
-            self.tail = Tail(
-                last_seq + 1, max_events=config.tail_events, max_bytes=config.tail_bytes
-            )
-            self.committed_seq = last_seq
+            self.ledger.restart(last_seq)
         lost, self._fault = self._fault, None
-        self._decided_seq = last_seq
         self._core = core
         self._count = 0
+        self.closed_seq = last_seq if core.state.phase is Phase.CLOSED else 0
         _logger.info("session_is_back", last_seq=last_seq)
         self._input(lambda now_ns: core.recover(now_ns, lost))
         self._count_readers()
@@ -577,11 +474,9 @@ class LiveSession:
         return (
             not self._readers
             and not self._runs
-            and not self._due
-            and not self._flight
+            and self.ledger.settled
             and self._fault is None
             and self._timer is None
-            and self._decided_seq == self.committed_seq
             and self._core.quiescent
             and not self._core.active
         )
@@ -599,14 +494,6 @@ class LiveSession:
         """Act on the decision that created the session."""
         self._act(decision)
 
-    async def settled(self) -> None:
-        """Wait until all that was decided so far is in the log.
-
-        Raises:
-            BackchannelError: It will not be.
-        """
-        await self._committed()
-
     def recover(self) -> None:
         """End, or take up, what the process that owned the session before has left unfinished."""
         self._input(self._core.recover)
@@ -619,10 +506,10 @@ class LiveSession:
         """
         trouble = self._trouble()
         if trouble is not None:
-            raise trouble
-        if not self.closed_seq and not self._closing:
+            raise trouble.with_traceback(None)
+        if self._core.state.phase is not Phase.CLOSED:
             self._input(self._core.close, reason)
-        await self._committed()
+        await self.ledger.commit()
         for run in self._runs.values():
             run.abandon()
         self._runs.clear()
@@ -633,7 +520,7 @@ class LiveSession:
         """The folded state, if now is a moment to take it."""
         if not self.resting or not self._core.quiescent or self.closed_seq:
             return None
-        return Checkpoint(self.committed_seq, self._core.checkpoint())
+        return Checkpoint(self.ledger.committed_seq, self._core.checkpoint())
 
     def trimmed(self, earliest_seq: int) -> None:
         """The log begins here now."""
@@ -675,34 +562,6 @@ class LiveSession:
         self._set_timer(None)
         for reader in self._readers:
             reader.fail(error)
-        self._fail_due(error)
         waiting, self._resting = self._resting, []
         for future in waiting:
-            _settle(future, None)
-
-
-def draining_error() -> BackchannelError:
-    """What is said while the host is leaving."""
-    return BackchannelError(
-        Reason.DRAINING, "this server is leaving; connect again and resume with your cursor"
-    )
-
-
-def moved_error() -> BackchannelError:
-    """What is said by a session that has left memory since it was asked for."""
-    return BackchannelError(Reason.OWNER_ELSEWHERE, "the session was put away; ask for it again")
-
-
-def _broken() -> BackchannelError:
-    return BackchannelError(
-        Reason.INTERNAL, "this session met a bug of the server; its log is being read again"
-    )
-
-
-def _settle(future: asyncio.Future[None], error: BackchannelError | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+            settle(future)

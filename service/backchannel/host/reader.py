@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
@@ -23,21 +23,18 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from backchannel.errors import BackchannelError
 from backchannel.host.clock import SECOND_NS, Clock
 from backchannel.host.config import HostConfig
-from backchannel.host.tail import Tail
+from backchannel.host.ledger import Ledger
 from backchannel.log.protocol import Log
 from backchannel.session.framing import framed
 from backchannel.v1 import frame_pb2
-
-AfterCommit = Callable[[BackchannelError | None], None]
 
 
 class Readable(Protocol):
     """What a reader needs of its session."""
 
     session_id: str
-    committed_seq: int
     closed_seq: int
-    tail: Tail
+    ledger: Ledger
 
     @property
     def resting(self) -> bool:
@@ -50,10 +47,6 @@ class Readable(Protocol):
 
     def submit(self, frame: frame_pb2.ClientFrame, reader: Reader) -> None:
         """Take in a frame; its receipt goes to the reader."""
-        ...
-
-    def after_commit(self, then: AfterCommit) -> None:
-        """Call back once all that was decided so far is committed, or with why it will not be."""
         ...
 
     async def room(self) -> None:
@@ -70,17 +63,18 @@ class Reader:
 
     Args:
         session: What to read.
-        cursor: The seq of the last event that was handed out.
+        cursor: The seq of the last event that was handed out; None to begin with a snapshot.
         log: Where older events are.
         clock: Tells when silence has lasted too long.
         config: Sizes and times.
     """
 
     def __init__(
-        self, session: Readable, cursor: int, log: Log, clock: Clock, config: HostConfig
+        self, session: Readable, cursor: int | None, log: Log, clock: Clock, config: HostConfig
     ) -> None:
         self._session = session
-        self._cursor = cursor
+        self._ledger = session.ledger
+        self._cursor = cursor or 0
         self._log = log
         self._clock = clock
         self._config = config
@@ -95,12 +89,13 @@ class Reader:
         self._room: asyncio.Future[None] | None = None
         self._error: BackchannelError | None = None
         self._half_closed = self._closed = self._goodbye = False
-        self._quiet = True  # Nothing was ever said, or not for a while: a heartbeat is due.
+        self.wants_snapshot = cursor is None
+        # A heartbeat is due: nothing was said for a while, or ever and nothing is about to be.
+        self._quiet = not self.wants_snapshot
         self._spoke_ns = clock.now_ns()
         self._heartbeat_ns = round(config.heartbeat_s * SECOND_NS)
         self._timer = clock.call_at(self._spoke_ns + self._heartbeat_ns, self._look_at_clock)
         self._last_words: asyncio.Future[None] | None = None
-        self.wants_snapshot = False
 
     # --- for whoever writes the stream -------------------------------------------------------
 
@@ -108,7 +103,7 @@ class Reader:
         return self
 
     async def __anext__(self) -> bytes:
-        session = self._session
+        ledger = self._ledger
         config = self._config
         while not self._closed:
             frame = self._take_control()
@@ -116,9 +111,9 @@ class Reader:
                 seq = self._cursor + 1
                 if self._goodbye and not self._lane:
                     raise StopAsyncIteration
-                if seq <= session.committed_seq and not self.wants_snapshot:
-                    if session.tail.has(seq):
-                        frame, self._cursor = session.tail.frame(
+                if seq <= ledger.committed_seq and not self.wants_snapshot:
+                    if ledger.tail.has(seq):
+                        frame, self._cursor = ledger.tail.frame(
                             seq, max_events=config.frame_events, max_bytes=config.frame_bytes
                         )
                     else:
@@ -126,7 +121,7 @@ class Reader:
                 elif self._at_end():
                     raise StopAsyncIteration
                 elif self._error is not None:
-                    raise self._error
+                    raise self._error.with_traceback(None)
                 elif self._quiet:
                     frame = self._heartbeat()
                 else:
@@ -139,7 +134,7 @@ class Reader:
         raise StopAsyncIteration
 
     def _take_control(self) -> bytes | None:
-        if self._snapshot and self._session.committed_seq >= self._snapshot_seq:
+        if self._snapshot and self._ledger.committed_seq >= self._snapshot_seq:
             part = self._snapshot.popleft()
             if not self._snapshot:
                 self._cursor = self._snapshot_seq
@@ -163,11 +158,11 @@ class Reader:
             return False
         if session.closed_seq and self._cursor >= session.closed_seq:
             return True
-        return self._half_closed and session.resting and self._cursor >= session.committed_seq
+        return self._half_closed and session.resting and self._cursor >= self._ledger.committed_seq
 
     async def _read_log(self) -> bytes:
         config = self._config
-        end = self._session.committed_seq
+        end = self._ledger.committed_seq
         events = await self._log.read(
             self._session.session_id,
             self._cursor,
@@ -222,7 +217,7 @@ class Reader:
         """A `Close` came: end after its receipt, and after those of the frames before it."""
         accepted = frame_pb2.Receipt(frame_id=frame_id, status=frame_pb2.RECEIPT_STATUS_ACCEPTED)
         self._owed += 1
-        self._session.after_commit(partial(self._say_goodbye, accepted))
+        self._ledger.after_commit(partial(self._say_goodbye, accepted))
 
     def _say_goodbye(self, receipt: frame_pb2.Receipt, _: BackchannelError | None) -> None:
         # A `Close` causes no event: whatever became of those before it, it was taken.
@@ -329,7 +324,7 @@ class Reader:
 
     def withdraw_snapshot(self) -> None:
         """What the snapshot showed was not committed; another one will be offered."""
-        if self._snapshot_seq > self._session.committed_seq:
+        if self._snapshot_seq > self._ledger.committed_seq:
             self._snapshot.clear()
 
     def fail(self, error: BackchannelError) -> None:

@@ -161,9 +161,10 @@ async def test_a_snapshot_shows_nothing_that_is_not_committed() -> None:
         assert not stream.snapshots
         assert not viewing.done()
         assert not sending.done()
-        assert live.committed_seq == len(whole.events)
+        assert live.ledger.committed_seq == len(whole.events)
         log.gate.set()
         await coming
+        assert stream.frames[0].HasField("snapshot")
         assert stream.snapshots[0].seq > len(whole.events)
         assert (await viewing).last_seq == stream.snapshots[0].seq
         assert (await sending).seq == len(whole.events) + 1

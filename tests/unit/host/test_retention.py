@@ -113,7 +113,7 @@ async def test_a_reader_overtaken_by_retention_is_told() -> None:
 
 
 async def test_sessions_expire_with_their_readers_told(log: Log) -> None:
-    async with hosting(log, settings=HostConfig(sweep_s=DAY_S)) as run:
+    async with hosting(log, settings=HostConfig(sweep_s=DAY_S, heartbeat_s=DAY_S)) as run:
         live = (await run.create(session_id=NAME, max_tokens=3)).live
         await run.clock.advance(3 * DAY_S)
         stream = attach(live)
