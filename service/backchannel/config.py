@@ -60,6 +60,8 @@ class ServeConfig(BaseSettings):
         keepalive_time_s: How long a connection may be silent before the server asks whether the
             client is still there.
         keepalive_timeout_s: How long it waits for the answer before it gives the connection up.
+        open_timeout_s: How long a `Converse` may stay without its first frame: until then no limit
+            of a session bounds it.
         max_streams_per_connection: Calls at a time on one connection; more wait in the client.
         max_calls: Calls at a time in all; more are refused with RESOURCE_EXHAUSTED.
         sessions: Limits and times of sessions.
@@ -85,6 +87,7 @@ class ServeConfig(BaseSettings):
     reuse_port: bool = False
     keepalive_time_s: float = Field(default=20.0, ge=1, le=3600)
     keepalive_timeout_s: float = Field(default=5.0, ge=0.1, le=600)
+    open_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     max_streams_per_connection: int = Field(default=4096, ge=1)
     max_calls: int = Field(default=16384, ge=1)
     sessions: HostConfig = HostConfig()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 
+from backchannel.engines.llama_config import HOUSE_FILE
 from backchannel.v1 import session_pb2
 from tests.support.server import START_S, ServerProcess, connected
 from tests.support.stream import Refused, check_log, create, resume, say
@@ -212,3 +214,45 @@ async def test_settings_from_the_file_and_the_environment(
         assert session.config.model == "scripted/count"
         async with client.attach(session.session_id) as stream:
             await stream.until(lambda s: sum(f.HasField("heartbeat") for f in s.frames) >= 2)
+
+
+@pytest.fixture
+def no_xllamacpp(tmp_path: Path) -> str:
+    """A folder that, first in the path, makes a machine one without a wheel of xllamacpp."""
+    folder = tmp_path / "path"
+    folder.mkdir()
+    (folder / "xllamacpp.py").write_text('raise ImportError("no wheel for this machine")\n')
+    return str(folder)
+
+
+async def test_without_the_embedded_engine_it_says_so_and_serves(
+    server_command: ServerProcess, no_xllamacpp: str
+) -> None:
+    server_command.arguments = ("--engine", "llama")
+    server_command.environment = {"PYTHONPATH": no_xllamacpp}
+    await server_command.start()
+    assert "llama is not there: " in server_command.output
+    assert "xllamacpp" in server_command.output
+    async with connected(server_command.address) as client:
+        assert (await client.create()).config.model == "scripted/echo"
+
+
+async def test_a_gguf_file_is_the_default_model(
+    server_command: ServerProcess, own_model: Path
+) -> None:
+    server_command.arguments = ("--model", str(own_model))
+    await server_command.start()
+    async with (
+        connected(server_command.address) as client,
+        client.converse(create(), say("Hello!")) as stream,
+    ):
+        opened = await stream.event("session_opened")
+        assert opened.session_opened.session.config.model == "llama/my-own.v1"
+        await stream.event("turn_finished")
+        assert stream.text
+
+
+@pytest.fixture
+def own_model(tmp_path: Path) -> Path:
+    """A GGUF file with a name that people give."""
+    return Path(shutil.copy(HOUSE_FILE, tmp_path / "my own.v1.gguf"))

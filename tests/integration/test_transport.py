@@ -15,13 +15,15 @@ import grpc
 import psutil
 import pytest
 
-from backchannel.rpc.server import Server
+from backchannel.rpc.server import ListenError, Server
 from backchannel.v1 import frame_pb2, session_pb2
 from tests.support.server import config, connected, healthy
 from tests.support.stream import (
     CONVERSATION,
     PATIENCE_S,
     Client,
+    Refused,
+    check_log,
     create,
     duplex,
     interrupt,
@@ -246,3 +248,74 @@ async def test_an_idle_server_drains_at_once(client: Client, server: Server) -> 
         async with asyncio.timeout(5):
             await server.drain(3600)
         assert (await stream.end()).reason == "DRAINING"
+
+
+async def test_a_stop_does_not_wait_for_who_does_not_read(server: Server, client: Client) -> None:
+    big = say("word " * 100_000)
+    session = await client.create(model="scripted/echo", on_disconnect=CONTINUE)
+    for _ in range(20):
+        await client.send(session.session_id, big)
+    call = duplex(client.channel, CONVERSATION + "Converse")()
+    await call.write(resume(session.session_id).SerializeToString())
+    await call.read()
+    async with asyncio.timeout(5):
+        await server.drain(2.0)
+    call.cancel()
+
+
+async def test_one_writer_for_events_receipts_and_heartbeats(client: Client) -> None:
+    opening = create(model="scripted/count", sampling=session_pb2.Sampling(max_tokens=3000))
+    async with client.converse(opening, say("go")) as stream:
+        for number in range(500):
+            ping = frame_pb2.ClientFrame(frame_id=f"p{number}", ping=frame_pb2.Ping())
+            await stream.send(ping)
+        await stream.receipt("p499")
+        await stream.event("turn_finished")
+        assert [one.frame_id for one in stream.receipts] == [f"p{n}" for n in range(500)]
+        check_log(stream.events)
+        # A heartbeat never runs ahead of what was delivered before it.
+        seq = 0
+        for frame in stream.frames:
+            if frame.events:
+                seq = frame.events[-1].seq
+            if frame.HasField("heartbeat"):
+                assert frame.heartbeat.seq == seq
+
+
+async def test_a_stream_without_its_open_is_not_kept_for_ever() -> None:
+    async with (
+        Server(config(open_timeout_s=0.1)) as server,
+        connected(server.address) as client,
+        client.converse() as stream,
+    ):
+        end = await stream.end()
+        assert (end.code, end.reason) == (
+            grpc.StatusCode.FAILED_PRECONDITION,
+            "OPEN_REQUIRED",
+        )
+
+
+async def test_no_more_calls_than_there_may_be() -> None:
+    async with Server(config(max_calls=2)) as server, connected(server.address) as client:
+        session = await client.create(model="scripted/echo")
+        async with (
+            client.attach(session.session_id) as one,
+            client.attach(session.session_id) as two,
+        ):
+            await one.event("session_opened")
+            await two.event("session_opened")
+            with Refused() as refused:
+                await client.get(session.session_id)
+            assert refused.ending is not None
+            assert refused.ending.code is grpc.StatusCode.RESOURCE_EXHAUSTED
+        assert (await client.get(session.session_id)).last_seq == 1
+
+
+async def test_a_port_is_shared_only_where_that_is_wanted() -> None:
+    async with Server(config(reuse_port=True)) as one:
+        listen = str(one.address)
+        async with Server(config(listen=listen, reuse_port=True)) as two:
+            assert two.port == one.port
+        with pytest.raises(ListenError, match="Address already in use"):
+            async with Server(config(listen=listen)):
+                pass

@@ -116,9 +116,12 @@ class Stream:
         """Wait until something is true of what has arrived, and what it said."""
         async with asyncio.timeout(PATIENCE_S), self._arrived:
             while not (said := found(self)):
-                assert not self._ended, f"the stream ended: {self.frames}"
+                if self._ended:
+                    break
                 await self._arrived.wait()
-            return said
+            else:
+                return said
+        raise AssertionError(f"the stream ended before that: {await self.end()}")
 
     @property
     def receipts(self) -> list[frame_pb2.Receipt]:

@@ -28,8 +28,6 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["ConversationService"].full_name
 MAX_FRAME_ID_BYTES: Final = 128
 MAX_PAGE_SIZE: Final = 200
 DEFAULT_PAGE_SIZE: Final = 50
-OPEN_TIMEOUT_S: Final = 30.0
-"""How long a `Converse` may stay without its `Open`: until then nothing bounds it."""
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -42,7 +40,7 @@ class Conversations:
         open_timeout_s: How long a `Converse` may stay without its first frame.
     """
 
-    def __init__(self, host: Host, *, open_timeout_s: float = OPEN_TIMEOUT_S) -> None:
+    def __init__(self, host: Host, *, open_timeout_s: float) -> None:
         self._host = host
         self._open_timeout_s = open_timeout_s
 

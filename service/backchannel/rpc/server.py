@@ -157,7 +157,8 @@ class Server:
 
     def _register(self) -> None:
         server = self._grpc
-        server.add_generic_rpc_handlers((Conversations(self.host).handlers(),))
+        conversations = Conversations(self.host, open_timeout_s=self.config.open_timeout_s)
+        server.add_generic_rpc_handlers((conversations.handlers(),))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(self.engines), server)
         probe_service_pb2_grpc.add_ProbeServiceServicer_to_server(Probe(), server)
         self._health.register(server)
