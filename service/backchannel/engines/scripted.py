@@ -268,6 +268,11 @@ class ScriptedGeneration:
     def __aiter__(self) -> AsyncIterator[Chunk | Finished]:
         return self._items
 
+    @property
+    def playing(self) -> bool:
+        """Whether it has begun and neither ended nor been stopped."""
+        return self._begun and not self._over and not self._stopped
+
     def stop(self) -> None:
         """Produce nothing more; see `Generation.stop`."""
         if self._stopped or self._over:
@@ -414,8 +419,8 @@ class ScriptedEngine:
 
     @property
     def running(self) -> int:
-        """How many generations were started and have neither ended nor been stopped."""
-        return len(self._live)
+        """How many scripts are being played: begun, and neither ended nor stopped."""
+        return sum(generation.playing for generation in self._live)
 
     def models(self) -> Sequence[ModelCard]:
         """The six models, `echo` first."""
