@@ -61,6 +61,10 @@ class Chat:
 
     async def run(self) -> int:
         """Chat; the exit code."""
+        with _quiet_keyboard():
+            return await self._run()
+
+    async def _run(self) -> int:
         screen = Screen(sys.stdout, sys.stderr)
         watched = self.message is None
         talk = Talk(screen, figures=screen.is_terminal, only_mine=not watched)
@@ -190,8 +194,7 @@ async def _watched(
     loop = asyncio.get_running_loop()
     loop.add_signal_handler(signal.SIGINT, interrupted)
     try:
-        with _quiet_keyboard():
-            return await task
+        return await task
     except asyncio.CancelledError:
         this = asyncio.current_task()
         if this is not None and this.cancelling():
@@ -203,14 +206,14 @@ async def _watched(
 
 @contextlib.contextmanager
 def _quiet_keyboard() -> Iterator[None]:
-    """Keys do not show up in the middle of an answer. What is typed is there at the prompt."""
+    """Keys do not show up in the middle of an answer; they are there at the next prompt."""
     if not sys.stdin.isatty():
         yield
         return
     keyboard = sys.stdin.fileno()
     before = termios.tcgetattr(keyboard)
     quiet = termios.tcgetattr(keyboard)
-    quiet[3] &= ~termios.ECHO
+    quiet[3] &= ~(termios.ECHO | termios.ICANON)
     termios.tcsetattr(keyboard, termios.TCSANOW, quiet)
     try:
         yield

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
@@ -53,6 +52,8 @@ def connect(server: str, *, give_up_after_s: float | None = None) -> Client:
 
 def run(command: Coroutine[None, None, int], server: str) -> NoReturn:
     """Run a command to its exit code, and turn what goes wrong into words."""
+    import asyncio
+
     from backchannel.client import ClientError
 
     try:

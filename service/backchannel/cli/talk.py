@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import Final
 
-from backchannel.cli.figures import span, turn_line
+from backchannel.cli.figures import turn_line
 from backchannel.cli.markdown import View
 from backchannel.cli.screen import Screen, short
 from backchannel.client import (
@@ -63,6 +63,8 @@ class Talk:
         # While a stop is on its way nothing more is shown: what is on the screen is what stays.
         self._stop: asyncio.Task[Receipt] | None = None
         self._held: list[str] = []
+        # Of getting a lost connection back.
+        self._attempts = 0
         self._mine: set[str] = set()
         # What was waiting when the chat was resumed.
         self._queued: dict[str, str] = {}
@@ -74,12 +76,15 @@ class Talk:
     def connection(self, change: ConnectionChange) -> None:
         """Show what happens to the connection."""
         if isinstance(change, Lost):
-            self._screen.note(
-                f"connection lost ({short(str(change.error))}); "
-                f"resuming in {span(change.retry_in_s)}…",
-                "yellow",
-            )
-        elif change.resumed:
+            self._attempts += 1
+            if self._attempts == 1:
+                why = short(str(change.error))
+                self._screen.note(f"connection lost ({why}); resuming…", "yellow")
+            elif self._attempts == 2:
+                self._screen.note("the server does not answer; trying until it does", "yellow")
+            return
+        self._attempts = 0
+        if change.resumed:
             self._screen.note(
                 f"resumed at event {change.after_seq + 1}; nothing was lost", "yellow"
             )
@@ -111,6 +116,8 @@ class Talk:
         self._stop = asyncio.ensure_future(
             self._conversation.interrupt(displayed_seq=self._seq, displayed_offset=shown)
         )
+        if self._attempts:
+            self._screen.note("the stop goes out once the server is back; Ctrl-C leaves", "yellow")
         return True
 
     def transcript(self, snapshot: Snapshot) -> None:

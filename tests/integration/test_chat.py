@@ -1,0 +1,345 @@
+"""The commands as people use them: at a terminal, in a pipe, with a server that dies."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from backchannel.client import Client, FinishReason, Snapshot
+from backchannel.rpc.server import Server
+from tests.support.server import ServerProcess
+from tests.support.terminal import Terminal
+
+SLOW = ("--model", "scripted/count", "--option", "rate=20")
+
+
+@pytest.fixture(autouse=True)
+def _own_state(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def address(server: Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("BACKCHANNEL_SERVER", str(server.address))
+    return str(server.address)
+
+
+@pytest.fixture
+async def sdk(address: str) -> AsyncIterator[Client]:
+    async with Client(address) as client:
+        yield client
+
+
+@dataclass
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+async def backchannel(*arguments: str, said: str = "") -> Done:
+    """Run the command with pipes on all sides."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backchannel", *arguments),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    async with asyncio.timeout(40):
+        out, err = await process.communicate(said.encode())
+    assert process.returncode is not None
+    return Done(process.returncode, out.decode(), err.decode())
+
+
+async def only_session(client: Client) -> Snapshot:
+    (session,) = [session async for session in client.sessions()]
+    return await client.snapshot(session.session_id)
+
+
+# --- in a pipe --------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("address")
+async def test_what_is_piped_in_is_answered_on_standard_output_alone() -> None:
+    done = await backchannel("chat", "--model", "scripted/echo", said="hello *big*\nworld\n")
+    assert (done.code, done.out) == (0, "hello *big*\nworld\n")
+    assert re.fullmatch(r"session [\w-]{32}\n", done.err)
+
+
+@pytest.mark.usefixtures("address")
+async def test_a_message_can_be_an_argument_and_a_session_gone_on_with() -> None:
+    done = await backchannel("chat", "-m", "scripted/count", "go")
+    assert done.out.split() == [str(number) for number in range(1, 101)]
+    session = done.err.split()[-1]
+    again = await backchannel("chat", "--session", session, "go")
+    assert (again.code, again.out) == (0, done.out)
+
+
+@pytest.mark.usefixtures("address")
+async def test_an_answer_that_fails_is_no_success() -> None:
+    done = await backchannel("chat", "-m", "scripted/fail", "go")
+    assert (done.code, done.out) == (1, "1 2 3 4 5\n")
+    assert "failed" in done.err
+
+
+async def test_an_answer_that_is_cut_is_no_success(server_process: ServerProcess) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backchannel", "chat", *SLOW, "go"),
+        env={**os.environ, "BACKCHANNEL_SERVER": server_process.address},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    async with asyncio.timeout(40):
+        assert (await process.stdout.readexactly(3)).decode() == "1 2"
+        server_process.kill()
+        await server_process.start()
+        out, err = await process.communicate()
+    assert process.returncode == 1
+    assert not out.decode().endswith("100\n")
+    assert "connection lost" in err.decode()
+    assert "resumed at event" in err.decode()
+
+
+@pytest.mark.usefixtures("address")
+async def test_a_tool_call_is_shown_and_answered() -> None:
+    done = await backchannel("chat", "-m", "scripted/tool", "6 * 7")
+    assert done.code == 0
+    assert 'calculator {"input": "6 * 7"}' in done.err
+    assert "calculator failed: expression: Field required" in done.err
+    assert "Field required" in done.out
+    without = await backchannel("chat", "-m", "scripted/tool", "--no-tools", "6 * 7")
+    assert "calculator" not in without.err
+
+
+async def test_without_a_server_the_remedy_is_told() -> None:
+    done = await backchannel("chat", "--server", "127.0.0.1:1", "hello")
+    assert done.code == 1
+    assert done.out == ""
+    assert "No Backchannel server answers at 127.0.0.1:1." in done.err
+    assert "backchannel serve" in done.err
+    assert "Traceback" not in done.err
+
+
+@pytest.mark.usefixtures("address")
+@pytest.mark.parametrize(
+    ("arguments", "said", "code"),
+    [
+        (("--model", "scripted/nobody", "hi"), "there is no model 'scripted/nobody'", 1),
+        (("--session", "nobody-knows-this-one", "hi"), "no such session", 1),
+        (("--session", "x", "--model", "scripted/echo", "hi"), "keeps the model", 2),
+        (("--option", "rate", "hi"), "not NAME=VALUE", 2),
+        ((), "nothing was piped in", 2),
+    ],
+)
+async def test_what_is_wrong_is_said(arguments: tuple[str, ...], said: str, code: int) -> None:
+    done = await backchannel("chat", *arguments)
+    assert done.code == code
+    assert said in " ".join(done.err.replace("│", "").split())
+    assert "Traceback" not in done.err
+
+
+# --- at a terminal ----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("address")
+async def test_a_chat_shows_answers_and_figures_and_how_to_go_on() -> None:
+    async with Terminal("chat", "--model", "scripted/echo") as terminal:
+        await terminal.expect("scripted/echo at 127.0.0.1")
+        await terminal.expect("> ")
+        terminal.type("a **bold** word\r")
+        await terminal.expect("a bold word")
+        await terminal.expect(
+            r"queued [\d.]+ m?s · first token [\d.]+ m?s · [\d,.]+ tok/s"
+            r" · longest gap [\d.]+ m?s · 3 tokens: 3 shown, 0 wasted"
+        )
+        await terminal.expect("> ")
+        terminal.type("\x04")
+        again = await terminal.expect(r"backchannel (chat --server \S+ --session \S+)")
+        assert await terminal.ended() == 0
+    async with Terminal(*again.group(1).split()) as terminal:
+        await terminal.expect(r"> a \*\*bold\*\* word")
+        await terminal.expect("a bold word")
+        await terminal.expect("> ")
+        terminal.type("and more\r")
+        await terminal.expect("and more[^$]+and more")
+        terminal.type("\x04")
+        assert await terminal.ended() == 0
+
+
+async def test_ctrl_c_stops_and_keeps_what_was_shown_and_the_second_leaves(sdk: Client) -> None:
+    async with Terminal("chat", *SLOW) as terminal:
+        await terminal.expect("> ")
+        terminal.type("count\r")
+        await terminal.expect("1 2 3 4 5 6 7 8")
+        terminal.type("\x03")
+        await terminal.expect("what you see above is what stays in the conversation")
+        await terminal.expect(r"stopped · queued")
+        shown = re.findall(r"1 2 [\d ]+", terminal.text)[-1].strip()
+        await terminal.expect("> ")
+        terminal.type("\x03")
+        await terminal.expect("Go on with")
+        assert await terminal.ended() == 0
+    (turn,) = (await only_session(sdk)).turns
+    assert turn.finish_reason == FinishReason.FINISH_REASON_INTERRUPTED
+    assert turn.text[: turn.kept_chars].strip() == shown
+
+
+async def test_a_second_ctrl_c_leaves_an_answer_that_does_not_stop(
+    server_process: ServerProcess,
+) -> None:
+    address = ("--server", server_process.address)
+    async with Terminal("chat", *address, "--model", "scripted/stall") as terminal:
+        await terminal.expect("> ")
+        terminal.type("go\r")
+        await terminal.expect("1 2 3 4 5")
+        server_process.kill()
+        await terminal.expect("connection lost")
+        terminal.type("\x03")
+        await terminal.expect("Ctrl-C leaves")
+        terminal.type("\x03")
+        await terminal.expect("Go on with")
+        assert await terminal.ended() == 0
+
+
+@pytest.mark.usefixtures("address")
+async def test_at_the_prompt_ctrl_c_clears_then_asks_then_leaves(sdk: Client) -> None:
+    async with Terminal("chat", "--model", "scripted/echo") as terminal:
+        await terminal.expect("> ")
+        terminal.type("never mind")
+        await terminal.expect("never mind")
+        terminal.type("\x03")
+        await terminal.expect("Once more, or Ctrl-D, to leave")
+        await terminal.expect("> ")
+        terminal.type("\x03")
+        assert await terminal.ended() == 0
+    # Nothing was said, so nothing is kept.
+    assert [session async for session in sdk.sessions()] == []
+
+
+async def test_a_server_that_dies_in_mid_answer_is_told_honestly(
+    server_process: ServerProcess,
+) -> None:
+    address = ("--server", server_process.address)
+    async with Terminal("chat", *address, *SLOW) as terminal:
+        await terminal.expect("> ")
+        terminal.type("count\r")
+        await terminal.expect("1 2 3 4 5")
+        server_process.kill()
+        await terminal.expect("connection lost")
+        await terminal.expect("resuming")
+        await server_process.start()
+        await terminal.expect(r"resumed at event \d+")
+        await terminal.expect("cut off: the server process that ran it died")
+        await terminal.expect("> ")
+        terminal.type("again\r")
+        await terminal.expect("1 2 3")
+
+
+async def test_an_answer_under_way_is_gone_on_with(sdk: Client) -> None:
+    async with sdk.converse(model="scripted/count", engine_options={"rate": "20"}) as conversation:
+        await conversation.send("count to a hundred")
+        async for event in conversation.events():
+            if event.output_delta.text == " 20":
+                break
+    async with Terminal("chat", "--session", conversation.session_id) as terminal:
+        await terminal.expect("> count to a hundred")
+        await terminal.expect(r"1 2 3 4 5 .* 20 21")
+        await terminal.expect(r"98 99\s+100")
+        await terminal.expect("100 tokens: 100 shown, 0 wasted")
+
+
+@pytest.mark.usefixtures("address")
+async def test_what_a_model_says_cannot_drive_the_terminal() -> None:
+    async with Terminal("chat", "--model", "scripted/echo", "a\x1b]0;title\x07b \x1b[2Jc") as one:
+        await one.expect(r"a\]0;titleb \[2Jc")
+        assert await one.ended() == 0
+        assert b"\x1b]0;" not in one._raw
+
+
+@pytest.mark.usefixtures("address")
+async def test_what_was_typed_is_remembered_and_private(tmp_path: Path) -> None:
+    for _ in range(2):
+        async with Terminal("chat", "--model", "scripted/echo") as terminal:
+            await terminal.expect("> ")
+            terminal.type("first words\r" if not _ else "\x1b[A\r")
+            await terminal.expect("first words[^$]+first words")
+            await terminal.expect("shown")
+            terminal.type("\x04")
+            assert await terminal.ended() == 0
+    history = tmp_path / "state" / "backchannel" / "chat_history"
+    assert history.read_text().count("first words") == 1
+    assert history.stat().st_mode & 0o077 == 0
+
+
+# --- models and sessions ----------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("address")
+async def test_models_for_programs_and_for_people() -> None:
+    found = json.loads((await backchannel("models", "--json")).out)
+    assert found[0]["name"] == "scripted/echo"
+    plain = (await backchannel("models")).out.splitlines()
+    assert plain[0].startswith("scripted/echo (default)\tno limit\t")
+    async with Terminal("models") as terminal:
+        await terminal.expect("model +context +can +about")
+        await terminal.expect("scripted/stall")
+        assert await terminal.ended() == 0
+
+
+@pytest.mark.usefixtures("address")
+async def test_sessions_are_listed_shown_and_deleted() -> None:
+    said = await backchannel("chat", "-m", "scripted/echo", "--system", "be brief", "good morning")
+    session = said.err.split()[-1]
+    listed = await backchannel("sessions")
+    assert listed.out.startswith(f"{session}\tscripted/echo\tidle\t2\t")
+    assert (await backchannel("sessions", "list")).out == listed.out
+    assert [
+        one["sessionId"] for one in json.loads((await backchannel("sessions", "--json")).out)
+    ] == [session]
+    shown = (await backchannel("sessions", "show", session)).out
+    assert "be brief" in shown
+    assert "> good morning\ngood morning\n" in shown
+    raw = json.loads((await backchannel("sessions", "show", session, "--json")).out)
+    assert raw["turns"][0]["text"] == "good morning"
+    gone = await backchannel("sessions", "delete", session)
+    assert (gone.code, gone.out) == (0, f"Deleted {session}.\n")
+    again = await backchannel("sessions", "delete", session)
+    assert again.code == 1
+    assert "`backchannel sessions` lists" in again.err
+    assert (await backchannel("sessions")).out == ""
+
+
+@pytest.mark.usefixtures("address")
+async def test_a_person_is_asked_before_a_session_is_deleted(sdk: Client) -> None:
+    session = (await sdk.create()).session_id
+    for answer, code, left in (("n", 1, 1), ("y", 0, 0)):
+        async with Terminal("sessions", "delete", session) as terminal:
+            await terminal.expect(re.escape(f"Delete session {session}?"))
+            terminal.type(f"{answer}\r")
+            assert await terminal.ended() == code
+        assert len([one async for one in sdk.sessions()]) == left
+
+
+@pytest.mark.parametrize("command", ["chat", "models", "sessions"])
+async def test_help_teaches_with_examples(command: str) -> None:
+    done = await backchannel(command, "--help")
+    assert done.code == 0
+    assert "Examples" in done.out
+    assert f"backchannel {command}" in done.out
+
+
+def test_help_is_not_held_up_by_what_only_the_commands_need() -> None:
+    heavy = "{'grpc', 'google.protobuf', 'pydantic', 'prompt_toolkit', 'asyncio'}"
+    code = f"import backchannel.cli.main, sys; print({heavy} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
