@@ -64,7 +64,7 @@ def evaluate(expression: str) -> int | float:
 
 def _value(node: ast.expr) -> Fraction:
     if isinstance(node, ast.Constant) and isinstance(node.value, (int, float)):
-        if not math.isfinite(node.value):
+        if isinstance(node.value, float) and not math.isfinite(node.value):
             raise CalculationError("a number is too large")
         return _bounded(Fraction(repr(node.value)))
     if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
