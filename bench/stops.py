@@ -11,6 +11,8 @@ import asyncio
 import random
 import time
 from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import grpc
@@ -71,7 +73,7 @@ class _Stream:
         frame = frame_pb2.ClientFrame(frame_id=f"f{self._frames}", **kind)  # type: ignore[arg-type]
         await self._call.write(frame)
 
-    async def open(self) -> None:
+    async def create(self) -> None:
         """Create the session."""
         config = session_pb2.SessionConfig(
             model=self._case.model, engine_options=self._case.options
@@ -101,23 +103,31 @@ class _Stream:
         self._call.cancel()
 
 
-async def _run_on(channel: grpc.aio.Channel, case: Case) -> None:
-    """Keep turns running, for company."""
+@asynccontextmanager
+async def _opened(channel: grpc.aio.Channel, case: Case) -> AsyncIterator[_Stream]:
     stream = _Stream(channel, case)
     try:
-        await stream.open()
-        while True:
-            await stream.say()
-            await stream.until("turn_finished")
+        await stream.create()
+        yield stream
     finally:
         stream.cancel()
+
+
+async def _run_on(channel: grpc.aio.Channel, case: Case) -> None:
+    """Keep turns running, for company; each in a session of its own, so that none grows."""
+    while True:
+        async with _opened(channel, case) as stream:
+            await stream.say()
+            await stream.until("turn_finished")
 
 
 async def _one(stream: _Stream, case: Case, rng: random.Random) -> Stop | None:
     await stream.say()
     started = await stream.until("turn_started")
     turn_id = started.turn_started.turn_id
-    delta = await stream.until("output_delta")
+    delta = await stream.until("output_delta", "turn_finished")
+    if delta.HasField("turn_finished"):
+        raise RuntimeError(f"a turn ended without a token: {delta.turn_finished.error.message}")
     await asyncio.sleep(rng.uniform(0, case.longest_wait_s))
     begin = time.perf_counter()
     interrupt = frame_pb2.Interrupt(turn_id=turn_id, displayed_seq=delta.seq)
@@ -141,15 +151,11 @@ async def stops(target: Target, case: Case, count: int, seed: int) -> list[Stop]
     taken: list[Stop] = []
     async with grpc.aio.insecure_channel(target.address) as channel, asyncio.TaskGroup() as group:
         company = [group.create_task(_run_on(channel, case)) for _ in range(case.background)]
-        stream = _Stream(channel, case)
-        try:
-            await stream.open()
-            while len(taken) < count:
+        while len(taken) < count:
+            async with _opened(channel, case) as stream:
                 stop = await _one(stream, case, rng)
-                if stop is not None:
-                    taken.append(stop)
-        finally:
-            stream.cancel()
-            for task in company:
-                task.cancel()
+            if stop is not None:
+                taken.append(stop)
+        for task in company:
+            task.cancel()
     return taken
