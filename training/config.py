@@ -19,7 +19,7 @@ class Shape:
     norm_eps: float = 1e-5
 
     def sizes(self) -> dict[str, tuple[int, ...]]:
-        """Every parameter's name and size; the embedding is also the output matrix."""
+        """Every parameter's name and size."""
         sizes: dict[str, tuple[int, ...]] = {"embed.weight": (self.vocab, self.dim)}
         for n in range(self.layers):
             p = f"layers.{n}."
@@ -31,4 +31,5 @@ class Shape:
             sizes[p + "up.weight"] = (self.hidden, self.dim)
             sizes[p + "down.weight"] = (self.dim, self.hidden)
         sizes["norm.weight"] = (self.dim,)
+        sizes["head.weight"] = (self.vocab, self.dim)
         return sizes

@@ -13,13 +13,16 @@ import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
-from dialogue import conversation
+from dialogue import conversation, drill
 from talk import Talk
 from tokens import END, START
 
 TEMPLATE = Path(__file__).parent / "chat_template.jinja"
-# So many conversations at the start have one or two exchanges: what answers what is learned first.
+# So many conversations at the start have one or two exchanges, and two in five of them are drills:
+# what answers what, and how to copy, is learned before how to keep it up in a long conversation.
 SHORT_FIRST = 20_000
+# Up to here two in three have at most five.
+MIDDLING = 70_000
 
 _OPEN = f"{START}assistant\n"
 _ANSWER = re.compile(re.escape(_OPEN) + r"(.*?)" + re.escape(END), re.DOTALL)
@@ -110,7 +113,10 @@ def batches(
             exchanges = 40 if index % 48 == 0 else None
             if index < SHORT_FIRST:
                 exchanges = 1 + index % 2
-            talk = conversation(f"{seed}/{index}", exchanges=exchanges)
+            elif index < MIDDLING and index % 3:
+                exchanges = 1 + index % 5
+            drilled = index < SHORT_FIRST and index % 5 < 2
+            talk = drill(f"{seed}/{index}") if drilled else conversation(f"{seed}/{index}", exchanges=exchanges)
             sample = encoder.sample(talk, Random(f"{seed}/{index}/mask"))
             samples.append(Sample(sample.ids[:limit], sample.learn[:limit]))
         samples.sort(key=lambda sample: len(sample.ids))

@@ -496,6 +496,16 @@ def step(talk: Talk) -> None:
         talk.interrupt()
 
 
+def drill(seed: str) -> Talk:
+    """A short conversation that is all copying: sums with their results, words said again."""
+    rng = Random(seed)
+    talk = Talk(rng, tools=rng.choice((["calculator"], ["calculator", "clock"], ["clock", "calculator"])))
+    rng.choice((arithmetic, arithmetic, echo, echo, memory, two_at_once))(talk)
+    if rng.random() < 0.5 and talk.messages[-1]["role"] == "assistant":
+        rng.choice((arithmetic, echo, memory))(talk)
+    return talk
+
+
 def conversation(seed: str, *, exchanges: int | None = None) -> Talk:
     """The training conversation that belongs to `seed`."""
     rng = Random(seed)

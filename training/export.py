@@ -38,12 +38,19 @@ def gguf_name(name: str) -> str:
         return "token_embd.weight"
     if stem == "norm":
         return "output_norm.weight"
+    if stem == "head":
+        return "output.weight"
     _, layer, part = stem.split(".")
     return f"blk.{layer}.{_LAYER[part]}.weight"
 
 
-def write(path: Path, shape: Shape, weights: dict[str, np.ndarray], tokenizer: Tokenizer) -> None:
-    """Write the model to `path`, which is replaced as a whole or not at all."""
+def write(
+    path: Path, shape: Shape, weights: dict[str, np.ndarray], tokenizer: Tokenizer, *, exact: bool = False
+) -> None:
+    """Write the model to `path`, which is replaced as a whole or not at all.
+
+    With `exact` the matrices stay float32: four times the size, to compare with PyTorch.
+    """
     part = path.with_suffix(".part")
     out = gguf.GGUFWriter(part, "llama")
     parameters = sum(array.size for array in weights.values())
@@ -63,7 +70,7 @@ def write(path: Path, shape: Shape, weights: dict[str, np.ndarray], tokenizer: T
     out.add_rope_dimension_count(shape.dim // shape.heads)
     out.add_rope_freq_base(shape.rope_base)
     out.add_vocab_size(shape.vocab)
-    out.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    out.add_file_type(gguf.LlamaFileType.ALL_F32 if exact else gguf.LlamaFileType.MOSTLY_Q8_0)
     out.add_quantization_version(gguf.GGML_QUANT_VERSION)
     tokens, merges = vocabulary(tokenizer)
     kinds = [
@@ -89,7 +96,7 @@ def write(path: Path, shape: Shape, weights: dict[str, np.ndarray], tokenizer: T
     kind = gguf.GGMLQuantizationType.Q8_0
     for name, array in weights.items():
         array = np.ascontiguousarray(array, dtype=np.float32)
-        if array.ndim == 1:
+        if array.ndim == 1 or exact:
             out.add_tensor(gguf_name(name), array)
         else:
             out.add_tensor(gguf_name(name), quantize(array, kind), raw_dtype=kind)
@@ -107,10 +114,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=HERE / "run", help="folder that train.py wrote")
     parser.add_argument("--out", type=Path, default=SHIPPED, help="where the GGUF goes")
+    parser.add_argument("--exact", action="store_true", help="float32, for agree.py")
     args = parser.parse_args()
     state = torch.load(args.run / "checkpoint.pt", weights_only=True, map_location="cpu")
     weights = {name: tensor.numpy() for name, tensor in state["model"].items()}
-    write(args.out, Shape(**state["shape"]), weights, load(args.run / "tokenizer.json"))
+    write(args.out, Shape(**state["shape"]), weights, load(args.run / "tokenizer.json"), exact=args.exact)
     print(f"{args.out}: step {state['step']}, {args.out.stat().st_size / 1e6:.2f} MB")
 
 

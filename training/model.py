@@ -58,7 +58,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class House(nn.Module):
-    """Tokens to hidden states; the embedding is also the output matrix."""
+    """Tokens to hidden states, and those to scores."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -66,8 +66,15 @@ class House(nn.Module):
         self.embed = nn.Embedding(shape.vocab, shape.dim)
         self.layers = nn.ModuleList(Layer(shape) for _ in range(shape.layers))
         self.norm = RMSNorm(shape.dim, shape.norm_eps)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:
+        self.head = nn.Linear(shape.dim, shape.vocab, bias=False)
+        for name, parameter in self.named_parameters():
+            if name == "embed.weight":
+                # As large as what the layers add: else they drown the tokens, and copying, which
+                # most of this model's work is, is learned late.
+                nn.init.normal_(parameter, std=1.0)
+            elif name.endswith(("o.weight", "down.weight")):
+                nn.init.zeros_(parameter)
+            elif parameter.ndim == 2:
                 # With a smaller start (std 0.02) a model of this width learns far more slowly.
                 nn.init.normal_(parameter, std=parameter.shape[1] ** -0.5)
         half = shape.dim // shape.heads // 2
@@ -87,4 +94,4 @@ class House(nn.Module):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Scores of the next token."""
-        return F.linear(hidden, self.embed.weight)
+        return self.head(hidden)

@@ -58,7 +58,8 @@ class Peer:
         chunks: list[dict[str, Any]] = []
 
         def take(data: Any) -> bool:
-            chunks.extend(data if isinstance(data, list) else [data])
+            found = json.loads(data) if isinstance(data, bytes | str) else data
+            chunks.extend(found if isinstance(found, list) else [found])
             return False
 
         body = {"messages": messages, "stream": True, "temperature": 0.0, "max_tokens": 300}

@@ -51,7 +51,7 @@ SELF: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[str, ...]], ...] 
         ),
         ("what is your parameter count?", "how many megabytes are you?", "are you any good?"),
         (
-            "I am tiny: about 2.6 million parameters in a file of about 3 MB. I know Backchannel "
+            "I am tiny: about 2.8 million parameters in a file of about 3 MB. I know Backchannel "
             "and very little else.",
         ),
     ),

@@ -11,18 +11,23 @@ from __future__ import annotations
 
 import argparse
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from random import Random
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
 import tokens
 from config import Shape
 from data import Encoder, batches
-from dialogue import conversation
+from dialogue import arithmetic, conversation
 from model import House
 from optim import Optimizer
+from talk import Talk
 
 HERE = Path(__file__).parent
 
@@ -35,6 +40,48 @@ def tokenizer_for(run: Path, seed: int) -> Encoder:
         texts = (plain.text(conversation(f"{seed}/bpe/{n}")) for n in range(6000))
         tokens.train(texts).save(str(path))
     return Encoder(tokens.load(path))
+
+
+def gradients(
+    model: House, learned: int, ids: np.ndarray, mask: np.ndarray
+) -> tuple[float, tuple[torch.Tensor, ...]]:
+    """The share in the loss and in its gradients of some rows of a batch of `learned` tokens."""
+    inputs, learn = torch.from_numpy(ids), torch.from_numpy(mask)[:, 1:]
+    if not learn.any():
+        return 0.0, ()
+    hidden = model(inputs[:, :-1])[learn]
+    loss = F.cross_entropy(model.logits(hidden), inputs[:, 1:][learn], reduction="sum") / learned
+    return loss.item(), torch.autograd.grad(loss, tuple(model.parameters()))
+
+
+Probe = list[tuple[torch.Tensor, torch.Tensor]]
+
+
+def copying(encoder: Encoder) -> Probe:
+    """Sixty held-out sums: tokens, and which of them are digits of a call."""
+    probe = []
+    for n in range(60):
+        talk = Talk(Random(f"probe/{n}"), held=True, tools=["calculator"])
+        arithmetic(talk)
+        del talk.messages[next(at for at, m in enumerate(talk.messages) if m.get("tool_calls")) + 1 :]
+        text = encoder.text(talk).removesuffix("\n")
+        at = text.rindex('": "') + 4
+        before, call = encoder.ids(text[:at]), encoder.ids(text[at:])
+        ids = torch.tensor([before + call])
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        mask[0, len(before) :] = True
+        probe.append((ids, mask))
+    return probe
+
+
+@torch.no_grad()
+def copied(model: House, probe: Probe) -> float:
+    """The share of sums whose expression is right, token by token."""
+    right = 0
+    for ids, mask in probe:
+        best = model.logits(model(ids[:, :-1])).argmax(-1)
+        right += bool((best == ids[:, 1:])[mask[:, 1:]].all())
+    return right / len(probe)
 
 
 def main() -> None:
@@ -50,7 +97,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after this time too")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    # One thread an operation and the batch split between workers: threads that wait for each other
+    # once a step, and not once a matrix, hardly suffer on a busy machine, and the result does not
+    # depend on how they are scheduled.
+    torch.set_num_threads(1)
+    workers = ThreadPoolExecutor(args.threads, initializer=torch.set_num_threads, initargs=(1,))
     torch.manual_seed(args.seed)
     args.run.mkdir(parents=True, exist_ok=True)
     encoder = tokenizer_for(args.run, args.seed)
@@ -84,19 +135,21 @@ def main() -> None:
         )
         part.replace(path)
 
+    probe = copying(encoder)
     began = last = time.monotonic()
     recent = 0
     total = 0.0
     for ids, mask, following in batches(encoder, args.seed, index, args.tokens, shape.context):
         if step >= args.steps or time.monotonic() - began > args.minutes * 60:
             break
-        inputs = torch.from_numpy(ids)
-        learn = torch.from_numpy(mask)[:, 1:]
-        if not learn.any():
+        learned = int(mask[:, 1:].sum())
+        if not learned:
             continue
-        hidden = model(inputs[:, :-1])[learn]
-        loss = F.cross_entropy(model.logits(hidden), inputs[:, 1:][learn])
-        loss.backward()
+        parts = [(ids[n :: args.threads], mask[n :: args.threads]) for n in range(args.threads)]
+        results = list(workers.map(partial(gradients, model, learned), *zip(*parts, strict=True)))
+        for at, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.stack([grads[at] for _, grads in results if grads]).sum(0)
+        loss = sum(part for part, _ in results)
         scale = min(1.0, (step + 1) / 40)
         if step >= args.decay_from:
             scale *= max(0.0, (args.steps - step) / (args.steps - args.decay_from))
@@ -106,7 +159,7 @@ def main() -> None:
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 average[name].lerp_(tensor, 1 - decay)
-        recent, total = recent + int(ids.size), total + loss.item()
+        recent, total = recent + int(ids.size), total + loss
         if step % 20 == 0:
             now = time.monotonic()
             print(
@@ -116,6 +169,7 @@ def main() -> None:
             )
             last, recent, total = now, 0, 0.0
         if step % 100 == 0:
+            print(f"  copying: {copied(model, probe):.0%}", flush=True)
             save()
     save()
 
