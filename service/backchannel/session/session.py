@@ -274,8 +274,9 @@ class Session:
         self._turns.start_next()
         # Without a frame_id there is no record to read the turn from.
         running = state.running
-        started = running is not None and running.started_seq > seq
-        return _ACCEPTED, seq, running.turn_id if running is not None and started else ""
+        if running is None or any(queued.seq == seq for queued in state.queue):
+            return _ACCEPTED, seq, ""
+        return _ACCEPTED, seq, running.turn_id
 
     def _check_room(self, message: session_pb2.UserMessage, urgent: bool) -> None:
         waiting = sum(queued.urgent == urgent for queued in self.state.queue)
