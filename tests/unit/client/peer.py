@@ -167,7 +167,11 @@ class Peer:
         self._time_passes = asyncio.Event()
 
     async def converse(self, requests: object, context: Context) -> None:
-        await self._acts.pop(0)(Wire(context, self))
+        wire = Wire(context, self)
+        if not self._acts:
+            # Not a cut, or a client that comes back once too often would come back for ever.
+            await wire.refuse(BackchannelError(Reason.INTERNAL, "the play is over"))
+        await self._acts.pop(0)(wire)
 
     async def get_session(self, request: GetSessionRequest, context: object) -> GetSessionResponse:
         return GetSessionResponse(session=self.session)

@@ -456,6 +456,8 @@ async def test_a_server_that_leaves_is_left_once_no_turn_runs() -> None:
         client.converse() as conversation,
     ):
         assert await seqs(conversation.events()) == [1, 2, 3, 4, 5]
+        # The old call has been ended and not just forgotten.
+        await peer.hung_up.wait()
 
 
 async def test_leaving_the_block_says_goodbye_and_ends_the_call() -> None:
@@ -771,10 +773,11 @@ async def test_at_a_resume_the_calls_that_are_open_run_and_those_of_the_past_do_
 
     async def act(wire: Wire) -> None:
         await wire.read()
-        await wire.events(opened(), ready(2, "past", "look"), call_over(3, "past"))
-        await wire.events(ready(4, "open", "look"), ready(5, "foreign", "other"))
+        await wire.events(opened(), ready(2, "past", "look"))
+        # Long enough for a client that takes it for a new one to run it.
         await wire.accept(await wire.until("tool_result"))
-        await wire.events(ready(6, "new", "look"))
+        await wire.events(call_over(3, "past"), ready(4, "open", "look"))
+        await wire.events(ready(5, "foreign", "other"), ready(6, "new", "look"))
         await wire.accept(await wire.until("tool_result"))
         await wire.events(Event(seq=7, session_closed=SessionClosed()))
 
