@@ -149,3 +149,11 @@ CALCULATOR = session_pb2.ToolSpec(
     ),
 )
 CLOCK = session_pb2.ToolSpec(name="clock", description="Tells the time.")
+ESSAY = session_pb2.ToolSpec(
+    name="essay",
+    description="Takes a long text.",
+    parameters_json_schema=(
+        '{"type":"object","properties":{"text":{"type":"string","minLength":600,"maxLength":620}},'
+        '"required":["text"]}'
+    ),
+)

@@ -173,3 +173,14 @@ async def test_engines_are_closed_when_the_start_fails() -> None:
         ):
             pass
     assert not parrot.opened
+
+
+async def test_without_its_library_llama_is_told_and_scripted_serves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)  # As where there is no wheel.
+    async with EngineRegistry() as registry:
+        (problem,) = registry.problems
+        assert problem.engine == "llama"
+        assert "xllamacpp" in problem.message
+        assert registry.default_model == "scripted/echo"

@@ -1,0 +1,143 @@
+"""The engines that the check suite is run on, each with prompts that lead it into every phase."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Protocol
+
+import pytest
+
+from backchannel.engines.llama import LlamaEngine, LlamaGeneration
+from backchannel.engines.llama_config import HOUSE_MODEL, LlamaConfig
+from backchannel.engines.protocol import Engine, Generation, Prompt
+from backchannel.engines.scripted import ScriptedEngine
+from backchannel.v1 import session_pb2
+from tests.unit.engines.support import ESSAY, user
+
+
+class Subject(Protocol):
+    """An engine under test."""
+
+    @property
+    def engine(self) -> Engine: ...
+    @property
+    def model(self) -> str: ...
+    @property
+    def most_wasted(self) -> int:
+        """Tokens that may be computed and not given out while the reader keeps up."""
+        ...
+
+    def talk(self, max_tokens: int = 1000) -> Generation:
+        """Start an answer of just so many tokens."""
+        ...
+
+    def prefill(self) -> Generation:
+        """Start an answer whose first token is a long time coming."""
+        ...
+
+    def call(self) -> Generation:
+        """Start an answer that is a tool call of at least a hundred tokens."""
+        ...
+
+    def fail(self) -> Generation:
+        """Start an answer that fails."""
+        ...
+
+    async def busy(self) -> int:
+        """How many answers the engine itself works on."""
+        ...
+
+
+class ScriptedSubject:
+    """`scripted`."""
+
+    model = "count"
+    most_wasted = 0
+
+    def __init__(self, engine: ScriptedEngine) -> None:
+        self.engine = engine
+
+    def talk(self, max_tokens: int = 1000) -> Generation:
+        sampling = session_pb2.Sampling(max_tokens=max_tokens)
+        return self.engine.start(Prompt("count", "", [user("go")], sampling=sampling))
+
+    def prefill(self) -> Generation:
+        options = {"prefill_ms": "600000"}
+        return self.engine.start(Prompt("count", "", [user("go")], options=options))
+
+    def call(self) -> Generation:
+        return self.engine.start(Prompt("tool", "", [user("word " * 200)], [ESSAY]))
+
+    def fail(self) -> Generation:
+        return self.engine.start(Prompt("fail", "", [user("go")]))
+
+    async def busy(self) -> int:
+        return self.engine.running
+
+
+class LlamaSubject:
+    """`llama` with the bundled model, whatever that has to say."""
+
+    model = "house"
+    # One or two steps, but on a busy machine it computes on while its callback waits for a turn.
+    most_wasted = 60
+
+    def __init__(self, engine: LlamaEngine) -> None:
+        self.engine = engine
+
+    def talk(self, max_tokens: int = 1000) -> Generation:
+        sampling = session_pb2.Sampling(max_tokens=max_tokens)
+        # It goes on to `max_tokens`, whatever the model would rather do.
+        return asked(
+            self.engine.start(Prompt("house", "", [user("What are you?")], sampling=sampling)),
+            ignore_eos=True,
+        )
+
+    def prefill(self) -> Generation:
+        return self.engine.start(Prompt("house", "", [user("what is it " * 400)]))
+
+    def call(self) -> Generation:
+        # Nothing but a call is possible, whatever the model would rather say.
+        return asked(
+            self.engine.start(
+                Prompt("house", "", [user("Write.")], [ESSAY], continue_text="<tool_call>\n")
+            ),
+            tool_choice="required",
+            parallel_tool_calls=False,
+        )
+
+    def fail(self) -> Generation:
+        return self.engine.start(Prompt("house", "", [user("what is it " * 2000)]))
+
+    async def busy(self) -> int:
+        return await self.engine.busy()
+
+
+def asked(generation: LlamaGeneration, **more: object) -> LlamaGeneration:
+    """Ask llama.cpp for something that no session can ask for."""
+    generation._request = json.dumps(json.loads(generation._request) | more).encode()
+    return generation
+
+
+@pytest.fixture
+async def llama() -> AsyncIterator[LlamaEngine]:
+    """The embedded engine with the bundled model, two answers at a time."""
+    pytest.importorskip("xllamacpp", reason="the embedded engine has no wheel here")
+    model = replace(HOUSE_MODEL, n_parallel=2)
+    async with LlamaEngine(LlamaConfig((model,))) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["scripted", "llama"])
+async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+    """Each engine in turn."""
+    if request.param == "scripted":
+        async with ScriptedEngine() as scripted:
+            yield ScriptedSubject(scripted)
+        return
+    pytest.importorskip("xllamacpp", reason="the embedded engine has no wheel here")
+    model = replace(HOUSE_MODEL, n_parallel=2)
+    async with LlamaEngine(LlamaConfig((model,))) as engine:
+        yield LlamaSubject(engine)
