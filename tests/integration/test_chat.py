@@ -121,6 +121,27 @@ async def test_a_tool_call_is_shown_and_answered() -> None:
     assert "calculator" not in without.err
 
 
+async def test_the_house_model_is_helped_with_sums_and_the_time(
+    server_command: ServerProcess,
+) -> None:
+    pytest.importorskip("xllamacpp", reason="the embedded engine has no wheel here")
+    server_command.arguments = ("--engine", "llama")
+    await server_command.start()
+    address = ("--server", server_command.address, "--model", "llama/house")
+    done = await backchannel("chat", *address, said="What is 12 * 7?\n")
+    assert done.code == 0
+    assert re.search(r'calculator \{"expression": *"12 ?\* ?7"\}\n  → \{"result":84\}', done.err)
+    assert "84" in done.out
+    async with Terminal("chat", *address) as terminal:
+        await terminal.expect("> ")
+        terminal.type("What time is it?\r")
+        await terminal.expect(r"clock \{\}")
+        await terminal.expect(r'→ \{"time":"20')
+        await terminal.expect("It is ")
+        terminal.type("\x04")
+        assert await terminal.ended() == 0
+
+
 async def test_without_a_server_the_remedy_is_told() -> None:
     done = await backchannel("chat", "--server", "127.0.0.1:1", "hello")
     assert done.code == 1

@@ -7,6 +7,8 @@ import random
 import signal
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -166,6 +168,20 @@ async def test_a_snapshot_shows_what_was_said(sdk: Client) -> None:
         assert resumed.snapshot == snapshot
         assert resumed.seq == snapshot.seq
         assert (await resumed.say("third")).text == "third"
+
+
+async def test_the_example_in_the_docs_runs(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "sdk.md").read_text()
+    example = page.split("```python\n")[1].split("```")[0]
+    example = example.replace("127.0.0.1:50051", str(server.address))
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(example.replace("asyncio.run(main())", ""), names)
+    await names["main"]()
+    assert capsys.readouterr().out.endswith(
+        "What is Backchannel?\nAnd what is 12 * 7? (6 tokens)\n"
+    )
 
 
 # --- stopping ---------------------------------------------------------------------------------
