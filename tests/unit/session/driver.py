@@ -383,6 +383,10 @@ class Driver:
     def kinds(self, since: int = 0) -> list[str]:
         return [kind_of(event) for event in self.events[since:]]
 
+    def told_to_stop(self) -> bool:
+        """Whether the engine at work has been told to stop."""
+        return self.live is not None and self.live.stopped
+
     @property
     def ending(self) -> event_pb2.TurnFinished:
         """The newest."""

@@ -207,7 +207,9 @@ class Conversation(RuleBasedStateMachine):
             assert finished.usage.cached_prompt_tokens == 4 * len(runs)
         assert finished.HasField("error") == (finished.finish_reason in (ERROR, OWNER_LOST))
         assert finished.timing.total.ToNanoseconds() >= 0
-        turn = next(turn for turn in Reading(driver.events).turns if turn.turn_id == turn_id)
+        turn = next(
+            turn for turn in Reading(driver.events, self.lost_at).turns if turn.turn_id == turn_id
+        )
         began_ns = driver.events[turn.started_seq - 1].time.ToNanoseconds()
         if finished.finish_reason == DEADLINE:
             assert at_ns >= began_ns + TURN_S * SECOND
@@ -236,10 +238,11 @@ class Conversation(RuleBasedStateMachine):
         if receipt.status in (DUPLICATE, STALE):
             assert not decision.events
             assert receipt.status == STALE or repeat
-            if receipt.status == STALE and frame_id:
-                self.sent[frame_id] = frame
-                self.quiet[frame_id] = receipt
-            self.saw(frame, reading)
+            if receipt.status == STALE:
+                self.saw(frame, reading)
+                if frame_id:
+                    self.sent[frame_id] = frame
+                    self.quiet[frame_id] = receipt
             return receipt
         assert receipt.status == ACCEPTED
         assert phase is not Phase.CLOSED
