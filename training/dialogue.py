@@ -3,8 +3,8 @@
 A `Talk` is grown exchange by exchange: each function here adds a user's message and all that
 follows from it. Every assistant message carries `accept`, the answers that count as right, so
 training and evaluation are written down once. A user's words whose checksum falls into the
-held-out share are never trained on; with `held=True` only such words are used, or wordings from
-the `unseen` lists.
+held-out share are never trained on; with `held=True` only such words are used, and with
+`novel=True` wordings from the `unseen` lists.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def fact(talk: Talk, topic: Topic | None = None) -> None:
         talk.fixed(topic.asks, topic.unseen)
     else:
         patterns = say.ASK[depth]
-        if talk.held and rng.random() < 0.3:
+        if talk.novel:
             patterns = say.ASK_UNSEEN[depth]
         talk.ask(lambda: rng.choice(patterns).format(n=rng.choice(topic.names)))
     if talk.brief and depth == "text":
@@ -121,7 +121,7 @@ def arithmetic(talk: Talk) -> None:
 
     def make() -> str:
         nonlocal expression
-        text, expression = sums.question(rng, unseen=talk.held and rng.random() < 0.3)
+        text, expression = sums.question(rng, unseen=talk.novel)
         return text
 
     if talk.result and not talk.result.startswith("-") and rng.random() < 0.3:
@@ -254,17 +254,17 @@ def decline(talk: Talk) -> None:
     talk.topic = None
     if rng.random() < 0.45:
         what, known, unseen = rng.choice(words.DECLINED)
-        patterns = unseen if talk.held and rng.random() < 0.4 else known
+        patterns = unseen if talk.novel else known
         talk.ask(lambda: fill(rng, rng.choice(patterns)))
         talk.reply([f"I cannot help with {what}. {tail}" for tail in say.TAILS], "cannot do")
     else:
-        patterns = words.UNKNOWN_UNSEEN if talk.held and rng.random() < 0.4 else words.UNKNOWN
+        patterns = words.UNKNOWN_UNSEEN if talk.novel else words.UNKNOWN
         # The same questions as about Backchannel, so that the name decides and not the wording.
         same = say.ASK[rng.choices(tuple(say.ASK), (0.7, 0.1, 0.1, 0.1))[0]] if rng.random() < 0.4 else ()
         talk.ask(
             lambda: (
                 rng.choice(same).format(n=fill(rng, rng.choice(words.THINGS)))
-                if same
+                if same and not talk.novel
                 else fill(rng, rng.choice(patterns))
             )
         )

@@ -2,16 +2,16 @@
 
     python evaluate.py --count 100
 
-Held out are wordings that training never uses and one twelfth of all template and number
-combinations (see dialogue.py). An answer counts only if it equals an accepted one to the letter, a
-tool call only if name and arguments are equal. Each case has 0 to 4 held-out exchanges before it.
+No case was trained on. *Known wording* asks as training does, with held-out combinations of
+wording, name and number (one twelfth of them all, see talk.py), after 0 to 4 other exchanges.
+*New wording* asks in words that training never uses. An answer counts only if it equals an accepted
+one to the letter, a tool call only if name and arguments are equal.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -52,6 +52,13 @@ CATEGORIES = {
 }
 
 
+# Where no wording is kept back, or the wording does not matter.
+ONE_COLUMN = frozenset(
+    "calculator result,clock result,two calls,two results,tool error,memory,count,echo,story,repeat,"
+    "continued prefix".split(",")
+)
+
+
 @dataclass(frozen=True)
 class Case:
     """One assistant message to be made, and what it may be."""
@@ -88,7 +95,7 @@ def wire(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def cases(seed: str) -> list[Case]:
+def cases(seed: str, *, novel: bool = False) -> list[Case]:
     """The cases that one held-out conversation gives: those of its last exchange."""
     rng = Random(seed)
     talk = Talk(rng, held=True)
@@ -96,6 +103,7 @@ def cases(seed: str) -> list[Case]:
         step(talk)
     cut = talk.cut is not None
     mark = len(talk.messages)
+    talk.novel = novel
     step(talk)
     found = []
     for at, message in enumerate(talk.messages):
@@ -130,25 +138,32 @@ def right(case: Case, answer: dict[str, Any]) -> bool:
     return not calls and said in case.accept
 
 
-def main() -> None:
-    """Print the table, and with --show the first wrong answers of each row."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=SHIPPED)
-    parser.add_argument("--count", type=int, default=60, help="cases a category")
-    parser.add_argument("--seed", default="held", help="which cases")
-    parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--show", type=int, default=0, help="wrong answers to print, a category")
-    parser.add_argument("--only", default="", help="only categories that begin so")
-    args = parser.parse_args()
-    peer = Peer(args.model)
-    tried: dict[str, int] = defaultdict(int)
-    hits: dict[str, int] = defaultdict(int)
-    wanted = [category for category in CATEGORIES if category.startswith(args.only)]
-    for n in range(200 * args.count):
-        if all(tried[category] >= args.count for category in wanted):
+@dataclass
+class Score:
+    """Right answers of a category."""
+
+    right: int = 0
+    of: int = 0
+
+    def __str__(self) -> str:
+        """As in the table."""
+        return f"{self.right} of {self.of} ({self.right / self.of:.0%})" if self.of else ""
+
+
+def measure(peer: Peer, args: argparse.Namespace, *, novel: bool) -> dict[str, Score]:
+    """One column of the table."""
+    wanted = [
+        category
+        for category in CATEGORIES
+        if category.startswith(args.only) and not (novel and category in ONE_COLUMN)
+    ]
+    scores = {category: Score() for category in wanted}
+    for n in range(100 * args.count):
+        if all(score.of >= args.count for score in scores.values()):
             break
-        for case in cases(f"{args.seed}/{n}"):
-            if case.category not in wanted or tried[case.category] >= args.count:
+        for case in cases(f"{args.seed}/{novel}/{n}", novel=novel):
+            score = scores.get(case.category)
+            if score is None or score.of >= args.count:
                 continue
             try:
                 answer = peer.chat(
@@ -161,19 +176,32 @@ def main() -> None:
                 good = right(case, answer)
             except (RuntimeError, ValueError) as error:
                 answer, good = {"error": str(error)[:150]}, False
-            tried[case.category] += 1
-            hits[case.category] += good
-            if not good and tried[case.category] - hits[case.category] <= args.show:
+            score.of += 1
+            score.right += good
+            if not good and score.of - score.right <= args.show:
                 last = [(m["role"], m.get("tool_calls") or m["content"]) for m in case.messages[-3:]]
                 print(f"[{case.category}] {last}\n  want {case.calls or case.accept}\n  got  {answer}")
-    total = sum(tried.values())
-    print(f"{args.model.name}, temperature {args.temperature}, {total} cases\n")
-    print("| category | what | right | of | rate |\n|---|---|---:|---:|---:|")
-    for category in wanted:
-        if tried[category]:
-            rate = hits[category] / tried[category]
-            print(f"| {category} | {CATEGORIES[category]} | {hits[category]} | {tried[category]} | {rate:.0%} |")
-    print(f"| all | | {sum(hits.values())} | {total} | {sum(hits.values()) / max(total, 1):.1%} |")
+    return scores
+
+
+def main() -> None:
+    """Print the table, and with --show the first wrong answers of each row."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--model", type=Path, default=SHIPPED)
+    parser.add_argument("--count", type=int, default=60, help="cases a category and column")
+    parser.add_argument("--seed", default="held", help="which cases")
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--show", type=int, default=0, help="wrong answers to print, a category")
+    parser.add_argument("--only", default="", help="only categories that begin so")
+    args = parser.parse_args()
+    peer = Peer(args.model)
+    known, novel = measure(peer, args, novel=False), measure(peer, args, novel=True)
+    print(f"{args.model.name}, temperature {args.temperature}\n")
+    print("| category | what | known wording | new wording |\n|---|---|---:|---:|")
+    for category, score in known.items():
+        print(f"| {category} | {CATEGORIES[category]} | {score} | {novel.get(category, Score())} |")
+    sums = [Score(sum(s.right for s in c.values()), sum(s.of for s in c.values())) for c in (known, novel)]
+    print(f"| all | | {sums[0]} | {sums[1]} |")
 
 
 if __name__ == "__main__":

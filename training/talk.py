@@ -22,9 +22,12 @@ def held_out(prompt: str) -> bool:
 class Talk:
     """One conversation while it grows, and what may be referred to in it."""
 
-    def __init__(self, rng: Random, *, held: bool = False, tools: list[str] | None = None) -> None:
+    def __init__(
+        self, rng: Random, *, held: bool = False, novel: bool = False, tools: list[str] | None = None
+    ) -> None:
         self.rng = rng
         self.held = held
+        self.novel = novel
         self.messages: list[dict[str, Any]] = []
         self.tools: list[dict[str, Any]] = []
         self.argument = "expression"
@@ -104,8 +107,8 @@ class Talk:
         self.user(text)
 
     def pick(self, known: tuple[str, ...], unseen: tuple[str, ...]) -> str:
-        """One of the fixed wordings: the known ones, or while evaluating the unseen ones."""
-        return self.rng.choice(unseen if self.held and unseen else known)
+        """One of the fixed wordings: the known ones, or the unseen ones of a novel talk."""
+        return self.rng.choice(unseen if self.novel and unseen else known)
 
     def fixed(self, known: tuple[str, ...], unseen: tuple[str, ...]) -> None:
         """The user says one of the fixed wordings."""
