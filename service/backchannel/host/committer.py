@@ -5,6 +5,11 @@ session has and hands it to the log as one append. While that is under way the n
 so that a slow log gets fewer and larger appends, and a fast one an append a tick of the loop. There
 is one append at a time, which is also what keeps a session's events in order.
 
+An append has a price that does not depend on its size (a hop to another thread and back, a
+transaction). So appends that carry nothing but output keep a small distance from each other, and
+one takes what would have been several. A lone session never notices: its tokens are further apart.
+Whatever somebody waits for, or could (a stop, a receipt, the beginning and end of a turn), hurries.
+
 The task awaits `Log.append` itself: an append that does not suspend (memory) costs no thread and no
 future, only the wake of this task, which all sessions of the tick share.
 """
@@ -45,10 +50,15 @@ class Committer:
     Args:
         log: Where to.
         max_backlog_bytes: Above so many bytes produced and not yet committed, `room` waits.
+        pace_s: The least time from the beginning of one append to that of the next, if that
+            carries nothing that hurries. 0 for none.
     """
 
-    def __init__(self, log: Log, *, max_backlog_bytes: int) -> None:
+    def __init__(self, log: Log, *, max_backlog_bytes: int, pace_s: float = 0.0) -> None:
         self._log = log
+        self._pace_s = pace_s
+        self._hurried = False
+        self._pause: asyncio.Future[None] | None = None
         self._max_backlog_bytes = max_backlog_bytes
         self._enlisted: list[Writer] = []
         self._wake: asyncio.Future[None] | None = None
@@ -65,6 +75,12 @@ class Committer:
             self._wake = None
             if not wake.done():
                 wake.set_result(None)
+
+    def hurry(self) -> None:
+        """Do not keep a distance before the next append."""
+        self._hurried = True
+        if self._pause is not None:
+            _release(self._pause)
 
     def owe(self, size: int) -> None:
         """Count bytes as produced (positive), or as committed or given up (negative)."""
@@ -89,6 +105,7 @@ class Committer:
 
     async def flush(self) -> None:
         """Wait until all that was enlisted is committed or refused."""
+        self.hurry()
         while self._enlisted or self._writing:
             future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
             self._idle.append(future)
@@ -97,6 +114,7 @@ class Committer:
     async def run(self) -> None:
         """Write, until cancelled."""
         loop = asyncio.get_running_loop()
+        begun_s = 0.0
         while True:
             if not self._enlisted:
                 for future in self._idle:
@@ -105,6 +123,10 @@ class Committer:
                 self._idle.clear()
                 self._wake = loop.create_future()
                 await self._wake
+            if self._pace_s:
+                await self._keep_distance(begun_s + self._pace_s)
+                begun_s = loop.time()
+            self._hurried = False
             writers, self._enlisted = self._enlisted, []
             taken = [(writer, append) for writer in writers if (append := writer.take())]
             self._writing = True
@@ -112,6 +134,18 @@ class Committer:
                 await self._write(taken)
             finally:
                 self._writing = False
+
+    async def _keep_distance(self, until_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        if self._hurried or loop.time() >= until_s:
+            return
+        self._pause = loop.create_future()
+        timer = loop.call_at(until_s, _release, self._pause)
+        try:
+            await self._pause
+        finally:
+            self._pause = None
+            timer.cancel()
 
     async def _write(self, taken: list[tuple[Writer, Append]]) -> None:
         """Append, leaving out one session after the other that does not fit its log."""
@@ -148,6 +182,11 @@ class Committer:
                 Reason.LOG_UNAVAILABLE, f"the log ({self._log.address}) failed unexpectedly"
             )
         return None
+
+
+def _release(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _changed() -> BackchannelError:

@@ -101,6 +101,7 @@ class Ledger:
             self._framed.append(framed(raw))
             if event.WhichOneof("kind") not in _QUIET_KINDS:
                 self._head_due = True
+                self._committer.hurry()
         self._raw_bytes += size
         self._committer.owe(size)
         self.decided_seq += len(events)
@@ -119,6 +120,7 @@ class Ledger:
         """Call back once all that was decided so far is committed, or with why it will not be."""
         if self._due or self.decided_seq != self.committed_seq:
             self._due.append((self.decided_seq, then))
+            self._committer.hurry()
         else:
             then(None)
 

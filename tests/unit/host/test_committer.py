@@ -47,8 +47,10 @@ class Session:
 
 
 @asynccontextmanager
-async def committing(log: ShakyLog, backlog: int = 1000) -> AsyncIterator[Committer]:
-    committer = Committer(log, max_backlog_bytes=backlog)
+async def committing(
+    log: ShakyLog, backlog: int = 1000, pace_s: float = 0.0
+) -> AsyncIterator[Committer]:
+    committer = Committer(log, max_backlog_bytes=backlog, pace_s=pace_s)
     async with log:
         task = asyncio.create_task(committer.run())
         try:
@@ -69,6 +71,29 @@ async def test_what_all_sessions_produce_in_a_tick_is_one_append() -> None:
         await committer.flush()
     assert [len(batch) for batch in log.batches] == [5]
     assert all(session.written == [b"one", b"two", b"three"] for session in sessions)
+
+
+async def test_appends_keep_a_distance_unless_something_hurries() -> None:
+    log = ShakyLog()
+    async with committing(log, pace_s=3600.0) as committer:
+        one, other = Session("a", committer), Session("b", committer)
+        one.write(b"1")
+        await settle()
+        assert len(log.batches) == 1  # The first after a silence waits for nothing.
+        one.write(b"2")
+        other.write(b"1")
+        await settle()
+        assert len(log.batches) == 1
+        one.write(b"3")
+        committer.hurry()
+        await settle()
+        assert [len(batch) for batch in log.batches] == [1, 2]
+        assert (one.written, other.written) == ([b"1", b"2", b"3"], [b"1"])
+        other.write(b"2")
+        await settle()
+        assert len(log.batches) == 2  # One hurry is for one append.
+        await committer.flush()
+        assert len(log.batches) == 3
 
 
 async def test_while_one_append_is_under_way_the_next_gathers() -> None:
