@@ -14,7 +14,7 @@ PIP := $(PY) -m pip --quiet
 ARGS ?=
 
 # Folders that come with later work are checked as soon as they are there.
-CODE := $(wildcard service gateway tests bench scripts)
+CODE := $(wildcard service gateway/backchannel_gateway tests bench scripts)
 
 .PHONY: help run test lint format proto proto-baseline bench nightly lock dist clean
 
@@ -34,6 +34,7 @@ lint: .venv/.dev ## check style, types, arrows between packages, the contract an
 	.venv/bin/mypy $(CODE)
 	.venv/bin/lint-imports --no-logo
 	$(PY) scripts/proto.py check
+	$(PY) scripts/check_yaml.py
 	$(PY) scripts/check_tree.py
 
 format: .venv/.dev ## mend style where a tool can
@@ -62,8 +63,8 @@ UV_COMPILE := env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --
 	--custom-compile-command 'make lock' $(ARGS)
 
 lock: .venv/.dev ## pin all dependencies anew (ARGS='--upgrade' takes newer versions)
-	$(UV_COMPILE) --group build pyproject.toml --output-file requirements.lock
-	$(UV_COMPILE) --group build --group dev --extra telemetry --constraint requirements.lock \
+	$(UV_COMPILE) --group build --extra edge pyproject.toml --output-file requirements.lock
+	$(UV_COMPILE) --group build --group dev --extra edge --extra telemetry --constraint requirements.lock \
 		pyproject.toml --output-file requirements-dev.lock
 	$(UV_COMPILE) --group pyproject.toml:go --output-file requirements-go.lock
 

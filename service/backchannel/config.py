@@ -6,6 +6,7 @@ the TOML file, and that over the defaults.
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,6 +65,14 @@ class ServeConfig(BaseSettings):
             of a session bounds it.
         max_streams_per_connection: Calls at a time on one connection; more wait in the client.
         max_calls: Calls at a time in all; more are refused with RESOURCE_EXHAUSTED.
+        edge: Whether Envoy is started for browsers. None: if it is there.
+        edge_listen: Where it listens, as `host:port`. Port 0 takes a free one.
+        edge_hosts: The names that it answers to, without a port; `*` for any. Empty: those of this
+            machine while it listens on loopback, else any.
+        edge_origins: Pages of other origins that may use it, as `https://chat.example`.
+        edge_overlays: Overlays of its configuration (`tls`, `http3`), or paths of more.
+        edge_tls_certificate: A PEM file with a certificate and its chain, for the overlay `tls`.
+        edge_tls_key: A PEM file with the certificate's key.
         sessions: Limits and times of sessions.
     """
 
@@ -90,12 +99,24 @@ class ServeConfig(BaseSettings):
     open_timeout_s: float = Field(default=30.0, gt=0, le=3600)
     max_streams_per_connection: int = Field(default=4096, ge=1)
     max_calls: int = Field(default=16384, ge=1)
+    edge: bool | None = None
+    edge_listen: str = "127.0.0.1:8080"
+    edge_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    edge_origins: Annotated[tuple[str, ...], NoDecode] = ()
+    edge_overlays: Annotated[tuple[str, ...], NoDecode] = ()
+    edge_tls_certificate: str = ""
+    edge_tls_key: str = ""
     sessions: HostConfig = HostConfig()
 
     @property
     def address(self) -> Address:
         """`listen`, understood."""
         return Address.parse(self.listen)
+
+    @property
+    def edge_address(self) -> Address:
+        """`edge_listen`, understood."""
+        return Address.parse(self.edge_listen)
 
     @classmethod
     def load(cls, flags: Mapping[str, object], toml: Path | None = None) -> Self:
@@ -132,7 +153,7 @@ class ServeConfig(BaseSettings):
         """The order: what stands first wins."""
         return init_settings, env_settings, TomlConfigSettingsSource(settings_cls)
 
-    @field_validator("engine", mode="before")
+    @field_validator("engine", "edge_hosts", "edge_origins", "edge_overlays", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         """An environment variable holds a list as `a,b`."""
@@ -144,6 +165,24 @@ class ServeConfig(BaseSettings):
     @classmethod
     def _check_listen(cls, value: str) -> str:
         Address.parse(value)
+        return value
+
+    @field_validator("edge_listen")
+    @classmethod
+    def _check_edge_listen(cls, value: str) -> str:
+        if Address.parse(value).port is None:
+            raise ValueError("browsers cannot reach a Unix socket; write host:port")
+        return value
+
+    @field_validator("edge_origins")
+    @classmethod
+    def _check_edge_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            if not re.fullmatch(r"https?://[^/\s*]+", origin):
+                raise ValueError(
+                    f"{origin} is no origin; write scheme and host, and the port if it has one, as"
+                    " https://chat.example"
+                )
         return value
 
     @field_validator("model")
@@ -167,11 +206,16 @@ class ServeConfig(BaseSettings):
     @model_validator(mode="after")
     def _check_exposure(self) -> Self:
         """Session ids are the only secret there is, so strangers come in by choice alone."""
-        if not self.anonymous and not self.address.is_local:
-            raise ValueError(
-                f"listen: {self.listen} can be reached from other machines, and anybody who"
-                " reaches it may use it; listen on 127.0.0.1, or say --anonymous if that is meant"
-            )
+        exposed = {"listen": self.address}
+        if self.edge is not False:
+            exposed["edge_listen"] = self.edge_address
+        for field, address in exposed.items():
+            if not self.anonymous and not address.is_local:
+                raise ValueError(
+                    f"{field}: {address} can be reached from other machines, and anybody who"
+                    " reaches it may use it; listen on 127.0.0.1, or say --anonymous if that is"
+                    " meant"
+                )
         return self
 
 

@@ -74,7 +74,7 @@ class ServerProcess:
         """Start, or start again at the same port, and wait until it serves."""
         command = [
             *(sys.executable, "-m", "backchannel", "serve"),
-            *("--listen", f"127.0.0.1:{self.port}", "--engine", "scripted"),
+            *("--listen", f"127.0.0.1:{self.port}", "--engine", "scripted", "--no-edge"),
             *("--log", f"sqlite:///{self.folder / 'log.db'}", "--log-format", "json"),
             *self.arguments,
         ]

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from backchannel.cli import chat, models, serve, sessions
+from backchannel.cli import chat, edge, models, serve, sessions
 
 app = typer.Typer(
     name="backchannel",
@@ -43,3 +43,4 @@ app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(models.models)
 app.add_typer(sessions.app, name="sessions")
+app.add_typer(edge.app, name="edge")

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
+from backchannel.cli.edge import BrowserEdge
+
 if TYPE_CHECKING:
     from backchannel.config import ServeConfig
     from backchannel.rpc.server import Server
@@ -20,6 +22,7 @@ ONE_SIGNAL_S: Final = 0.3
 
 _STORAGE = "Storage and models"
 _NETWORK = "Network"
+_BROWSERS = "Browsers"
 _PROCESS = "Process"
 
 
@@ -39,6 +42,32 @@ def serve(
             help="Let anybody in who reaches the address. Without it only this machine can.",
             show_default=False,
             rich_help_panel=_NETWORK,
+        ),
+    ] = None,
+    edge: Annotated[
+        bool | None,
+        typer.Option(
+            "--edge/--no-edge",
+            help="Start Envoy, the HTTP server in front: the chat page, gRPC-Web, server-sent"
+            " events, REST. Default: if it is installed.",
+            show_default=False,
+            rich_help_panel=_BROWSERS,
+        ),
+    ] = None,
+    edge_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Where it listens: host:port. Default: 127.0.0.1:8080.",
+            rich_help_panel=_BROWSERS,
+        ),
+    ] = None,
+    edge_origins: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--edge-origin",
+            help="A page of another origin that may use it, such as https://chat.example; may be"
+            " given several times. Default: none.",
+            rich_help_panel=_BROWSERS,
         ),
     ] = None,
     engine: Annotated[
@@ -121,6 +150,9 @@ def serve(
     given = {
         "listen": listen,
         "anonymous": anonymous,
+        "edge": edge,
+        "edge_listen": edge_listen,
+        "edge_origins": tuple(edge_origins) if edge_origins else None,
         "engine": tuple(engine) if engine else None,
         "model": model,
         "log": log,
@@ -155,8 +187,10 @@ async def _run(config: ServeConfig) -> int:
     import os
     import signal
 
+    from backchannel.edge.rendering import EdgeError
     from backchannel.errors import BackchannelError
     from backchannel.rpc.server import ListenError, Server
+    from backchannel_gateway import doors
 
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -174,13 +208,16 @@ async def _run(config: ServeConfig) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
     try:
-        async with Server(config) as server:
-            _greet(server)
+        # Envoy outlives the service: what the service says at the end has to get out.
+        async with BrowserEdge(config) as edge, Server(config, doors=[doors]) as server:
+            await edge.start(server.address)
+            _greet(server, edge)
             await stop.wait()
             typer.echo(
                 f"Stopping within {config.drain_grace_s:g} s; once more stops at once.", err=True
             )
-    except ListenError as error:
+            await edge.drain()
+    except (ListenError, EdgeError) as error:
         _complain(str(error))
         return EXIT_USAGE
     except BackchannelError as error:
@@ -189,17 +226,20 @@ async def _run(config: ServeConfig) -> int:
     return 0
 
 
-def _greet(server: Server) -> None:
+def _greet(server: Server, edge: BrowserEdge) -> None:
     """Say what runs, and what to do next."""
     for problem in server.engines.problems:
         _complain(f"the engine {problem.engine} is not there: {problem.message}", "Note")
+    if edge.problem:
+        _complain(f"no page for browsers: {edge.problem}", "Note")
     address = str(server.address.from_here)
     others = "" if address == "127.0.0.1:50051" else f" --server {address}"
     typer.echo(
         f"Backchannel listens on {server.address}\n"
         f"  model  {server.engines.default_model}\n"
         f"  log    {server.log_address}\n"
-        "Try, in another terminal:\n"
+        + (f"Open {edge.url} in a browser, or try" if edge.url else "Try")
+        + ", in another terminal:\n"
         f"  backchannel chat{others}\n"
         f"  grpcurl -plaintext {address} list"
     )

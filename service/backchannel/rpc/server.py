@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Final, Protocol, Self
 
 import grpc
 import structlog
@@ -54,17 +55,29 @@ class ListenError(Exception):
     """The address cannot be listened at; the message says why and what to do."""
 
 
+class Door(Protocol):
+    """A further service on the same port: a module, or anything else that has these."""
+
+    SERVICE: str
+
+    def register(self, server: grpc.aio.Server, host: Host, /) -> None:
+        """Add the service to a server that has not started."""
+        ...
+
+
 class Server:
     """One process of the service. An async context manager: inside the block it serves.
 
     Args:
         config: How it is to run.
+        doors: What it offers beside its own services.
     """
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(self, config: ServeConfig, doors: Sequence[Door] = ()) -> None:
         self.config = config
+        self._doors = doors
         self._exits = AsyncExitStack()
-        self._health = Health(SERVICES)
+        self._health = Health((*SERVICES, *(door.SERVICE for door in doors)))
         self._leaving = False
 
     address: Address
@@ -161,7 +174,10 @@ class Server:
         server.add_generic_rpc_handlers((conversations.handlers(),))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(self.engines), server)
         probe_service_pb2_grpc.add_ProbeServiceServicer_to_server(Probe(), server)
+        for door in self._doors:
+            door.register(server, self.host)
         self._health.register(server)
+        # Doors are not meant to be called over gRPC, and are not shown.
         reflection.register(server, (*SERVICES, HEALTH))
 
 

@@ -1,0 +1,1 @@
+"""The doors for browsers: a session as server-sent events, and the page with its assets."""
