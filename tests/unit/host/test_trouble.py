@@ -5,6 +5,7 @@ import asyncio
 import pytest
 
 from backchannel.errors import BackchannelError, Reason, reason_of
+from backchannel.host.config import HostConfig
 from backchannel.host.live import LiveSession
 from backchannel.log.protocol import AppendConflictError, SessionDamagedError
 from backchannel.v1 import frame_pb2, session_pb2
@@ -174,7 +175,7 @@ async def test_a_session_deleted_behind_our_back_ends_its_readers() -> None:
 
 async def test_a_creation_that_the_log_refuses_leaves_nothing() -> None:
     log = ShakyLog()
-    async with hosting(log) as run:
+    async with hosting(log, settings=HostConfig(max_sessions=1)) as run:
         log.refuse = log_down()
         with pytest.raises(BackchannelError) as refused:
             await run.create(session_id=NAME)
@@ -184,6 +185,25 @@ async def test_a_creation_that_the_log_refuses_leaves_nothing() -> None:
         assert not created.duplicate
         await run.clock.advance(60)
         assert (await created.live.view()).last_seq == 1
+
+
+async def test_readers_count_for_a_session_that_is_back() -> None:
+    log = ShakyLog()
+    async with hosting(log) as run:
+        action = session_pb2.DisconnectPolicy.ACTION_CANCEL_NOW
+        live = (await run.create(max_tokens=3, action=action)).live
+        stream = attach(live)
+        await stream.next()
+        log.refuse = log_down()
+        with pytest.raises(BackchannelError):
+            await live.send(say())
+        log.refuse = None
+        await run.clock.advance(2)
+        # Without a reader this would wait for one.
+        await live.send(say())
+        await stream.until("turn_finished")
+        assert stream.text == "1 2 3"
+        stream.close()
 
 
 async def test_back_off_doubles_and_is_jittered() -> None:
