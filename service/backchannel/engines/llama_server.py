@@ -32,6 +32,9 @@ _BATCH: Final = 256
 _CONFIRM_S: Final = 1.5
 """How long to ask for the confirmation of a stop; one step of a model takes far less."""
 
+_BEGIN_S: Final = 60.0
+"""How long a loaded model may take to be ready for work."""
+
 _ASK_AGAIN_S: Final = 0.001
 
 
@@ -69,6 +72,10 @@ class LlamaServer:
         try:
             self._server = xllamacpp.Server(self._parameters(model))
             self.facts = self._ask_facts()
+            # Answered by the thread that computes. Were it told to end before it has begun, it
+            # would never hear of it, and freeing the model would wait for it for ever, with the
+            # interpreter's lock in its hand.
+            self._get("/slots", timeout_s=_BEGIN_S)
         except Exception as error:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise BackchannelError(
@@ -150,8 +157,8 @@ class LlamaServer:
         slots: list[dict[str, Any]] = self._get("/slots")
         return slots
 
-    def _get(self, path: str) -> Any:
-        with contextlib.closing(_UnixConnection(self._socket)) as connection:
+    def _get(self, path: str, timeout_s: float = _CONFIRM_S) -> Any:
+        with contextlib.closing(_UnixConnection(self._socket, timeout_s)) as connection:
             connection.request("GET", path, headers={"Authorization": f"Bearer {self._key}"})
             response = connection.getresponse()
             body = response.read()
@@ -163,8 +170,8 @@ class LlamaServer:
 class _UnixConnection(http.client.HTTPConnection):
     """HTTP over a unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=_CONFIRM_S)
+    def __init__(self, path: str, timeout_s: float) -> None:
+        super().__init__("localhost", timeout=timeout_s)
         self._path = path
 
     def connect(self) -> None:

@@ -38,7 +38,7 @@ class Subject(Protocol):
         ...
 
     def call(self) -> Generation:
-        """Start an answer that is a tool call of at least a hundred tokens."""
+        """Start an answer that calls the tool `essay` at length, perhaps again and again."""
         ...
 
     def fail(self) -> Generation:
@@ -105,7 +105,6 @@ class LlamaSubject:
                 Prompt("house", "", [user("Write.")], [ESSAY], continue_text="<tool_call>\n")
             ),
             tool_choice="required",
-            parallel_tool_calls=False,
         )
 
     def fail(self) -> Generation:

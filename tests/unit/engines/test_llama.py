@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import math
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -356,6 +358,20 @@ async def test_two_models_side_by_side() -> None:
 def modes(directory: Path) -> list[int]:
     """The modes of what is in a directory."""
     return [entry.stat().st_mode for entry in directory.iterdir()]
+
+
+@pytest.mark.timeout(300)
+def test_a_model_can_be_freed_at_once() -> None:
+    """In another process, for one that hangs here holds the interpreter's lock and all tests."""
+    pytest.importorskip("xllamacpp", reason="the embedded engine has no wheel here")
+    program = f"""
+from dataclasses import replace
+from backchannel.engines.llama_config import HOUSE_MODEL
+from backchannel.engines.llama_server import LlamaServer
+for _ in range({scale(40, 1000)}):
+    LlamaServer(replace(HOUSE_MODEL, n_parallel=1)).close()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=scale(50, 250))
 
 
 async def test_nothing_is_left_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
