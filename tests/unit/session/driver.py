@@ -8,7 +8,6 @@ none is at work, and only the one at work is stopped.
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -475,7 +474,3 @@ def _durable_turn(turn: Turn) -> dict[str, Any]:
         "kept": (turn.kept_chars, turn.kept_reasoning_chars, turn.truncated),
         "end": (turn.finish_reason, str(turn.usage)),
     }
-
-
-def compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))

@@ -5,6 +5,7 @@ Nothing here asks the core for its opinion: the log is read as a client would re
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -268,6 +269,26 @@ class Reading:
         self.closed = True
 
 
+def result_told(finished: event_pb2.ToolCallFinished) -> str:
+    """What a model is told of a call that ended so: always compact JSON."""
+    said: object
+    match finished.outcome, finished.result.WhichOneof("outcome"):
+        case (session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT, _):
+            said = {"error": "timed out"}
+        case (session_pb2.TOOL_CALL_OUTCOME_CANCELLED, _):
+            said = {"error": "cancelled; it may or may not have run"}
+        case (_, "json"):
+            said = json.loads(finished.result.json)
+        case (_, "content"):
+            said = "".join(part.text for part in finished.result.content.parts)
+        case _:
+            said = {"error": finished.result.error.message or finished.result.error.code}
+    text = json.dumps(said, ensure_ascii=False, separators=(",", ":"))
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return json.dumps(said, separators=(",", ":"))
+    return text
+
+
 def check_transcript(told: tuple[session_pb2.Message, ...], reading: Reading) -> None:
     """A transcript that any engine takes, and that says what the log says was kept."""
     pending: Counter[str] = Counter()
@@ -275,7 +296,7 @@ def check_transcript(told: tuple[session_pb2.Message, ...], reading: Reading) ->
         text = "".join(part.text for part in message.parts)
         if message.role == session_pb2.ROLE_TOOL:
             assert pending[message.call_id] == 1, "a result without its call, or a second one"
-            assert text, "a result that says nothing"
+            assert text == result_told(reading.calls[message.call_id].ends[0])
             pending[message.call_id] -= 1
             continue
         assert not any(pending.values()), "a call without its result"

@@ -848,5 +848,5 @@ class Conversation(RuleBasedStateMachine):
 
 TestConversation = Conversation.TestCase
 TestConversation.settings = settings(
-    max_examples=scale(60, 1500), stateful_step_count=scale(40, 80), deadline=None
+    max_examples=scale(200, 5000), stateful_step_count=scale(50, 80)
 )

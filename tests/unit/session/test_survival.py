@@ -536,6 +536,9 @@ def test_a_damaged_checkpoint_is_data_loss() -> None:
 # --- logs that do not fold -----------------------------------------------------------------------
 
 
+LOG_EVENTS = 14
+
+
 def _log() -> list[event_pb2.Event]:
     driver = Driver(tools=[tool()])
     driver.say("one", "m1")
@@ -550,11 +553,15 @@ def _log() -> list[event_pb2.Event]:
     return driver.events
 
 
+def test_the_log_that_is_damaged_below_has_so_many_events() -> None:
+    assert len(_log()) == LOG_EVENTS
+
+
 def _fold(events: list[event_pb2.Event]) -> None:
     Session.fold(None, events, ids=str)
 
 
-@pytest.mark.parametrize("place", range(len(_log())))
+@pytest.mark.parametrize("place", range(LOG_EVENTS))
 def test_a_log_with_a_gap_or_a_repeat_does_not_fold(place: int) -> None:
     events = _log()
     _fold(events)
@@ -565,7 +572,7 @@ def test_a_log_with_a_gap_or_a_repeat_does_not_fold(place: int) -> None:
         _fold([*events[: place + 1], events[place], *events[place + 1 :]])
 
 
-@pytest.mark.parametrize("place", range(len(_log())))
+@pytest.mark.parametrize("place", range(LOG_EVENTS))
 def test_an_event_left_out_and_the_rest_renumbered_does_not_fold_either(place: int) -> None:
     events = _log()
     optional = {"output_delta", "tool_call_delta", "tool_call_progressed"}
