@@ -26,8 +26,8 @@ def test_memory() -> None:
         ("sqlite:///var/lib/log.db", "/var/lib/log.db"),
         ("sqlite:////var/lib/log.db", "/var/lib/log.db"),
         ("sqlite:///var/with%20space/a%3Fb%25.db", "/var/with space/a?b%.db"),
-        ("sqlite:///~/log.db", "/home/somebody/log.db"),
-        ("sqlite://~/log.db", "/home/somebody/log.db"),
+        ("sqlite:///~/log.db", "/srv/somebody/log.db"),
+        ("sqlite://~/log.db", "/srv/somebody/log.db"),
     ],
 )
 def test_sqlite(url: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
