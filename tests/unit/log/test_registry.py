@@ -31,7 +31,7 @@ def test_memory() -> None:
     ],
 )
 def test_sqlite(url: str, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", "/home/somebody")
+    monkeypatch.setenv("HOME", "/srv/somebody")
     log = open_log(url)
     assert isinstance(log, SqliteLog)
     assert log.address == path
