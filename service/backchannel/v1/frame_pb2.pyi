@@ -444,7 +444,7 @@ class Snapshot(_message.Message):
     MORE_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     more: _builtins.bool
-    """Another Snapshot frame with further turns follows; append its turns."""
+    """Another Snapshot frame follows; append its turns and its queued messages."""
     @_builtins.property
     def session(self) -> _session_pb2.Session: ...
     @_builtins.property
