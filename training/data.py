@@ -23,6 +23,8 @@ TEMPLATE = Path(__file__).parent / "chat_template.jinja"
 SHORT_FIRST = 20_000
 # Up to here two in three have at most five.
 MIDDLING = 70_000
+# Up to here one in 48 fills the whole context, afterwards one in 240: these cost the most time.
+OFTEN_LONG = 25_500
 
 _OPEN = f"{START}assistant\n"
 _ANSWER = re.compile(re.escape(_OPEN) + r"(.*?)" + re.escape(END), re.DOTALL)
@@ -109,8 +111,9 @@ def batches(
     while True:
         samples = []
         for index in range(start, start + pool):
-            limit = context if index % 24 == 0 else context // 2
-            exchanges = 40 if index % 48 == 0 else None
+            often = index < OFTEN_LONG
+            limit = context if index % (24 if often else 240) == 0 else context // 2
+            exchanges = 40 if index % (48 if often else 240) == 0 else None
             if index < SHORT_FIRST:
                 exchanges = 1 + index % 2
             elif index < MIDDLING and index % 3:

@@ -10,12 +10,14 @@ checkpoint. What is exported are the averaged weights.
 from __future__ import annotations
 
 import argparse
+import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from random import Random
+from threading import Event
 
 import numpy as np
 import torch
@@ -139,8 +141,10 @@ def main() -> None:
     began = last = time.monotonic()
     recent = 0
     total = 0.0
+    stopping = Event()
+    signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     for ids, mask, following in batches(encoder, args.seed, index, args.tokens, shape.context):
-        if step >= args.steps or time.monotonic() - began > args.minutes * 60:
+        if stopping.is_set() or step >= args.steps or time.monotonic() - began > args.minutes * 60:
             break
         learned = int(mask[:, 1:].sum())
         if not learned:
