@@ -1,0 +1,134 @@
+/** A tool call as a card, from its first letter to its result. */
+import type { VNode } from "preact";
+import { useState } from "preact/hooks";
+import { type CallView, ToolCallOutcome, type ToolResult } from "@backchannel/client";
+import { Icon } from "./app.js";
+import { TOOLS } from "./tools.js";
+
+interface Props {
+  call: CallView;
+  /** The server's clock while the turn runs; else 0. */
+  nowMs: number;
+  onCancel: () => void;
+}
+
+export function CallCard({ call, nowMs, onCancel }: Props): VNode {
+  const [cancelled, setCancelled] = useState(false);
+  const { kind, text } = statusOf(call, cancelled);
+  const ours = TOOLS.some(({ spec }) => spec.name === call.name);
+  return (
+    <section class={`call ${kind}`} aria-label={`Tool call: ${call.name}`} data-testid="call" data-state={kind}>
+      <header>
+        <Icon name="tool" />
+        <strong>{call.name}</strong>
+        <span class="call-status">{text}</span>
+        {call.state === "open" && <Countdown call={call} nowMs={nowMs} />}
+        {call.state === "open" && (
+          <button
+            type="button"
+            class="quiet"
+            disabled={cancelled}
+            onClick={() => {
+              setCancelled(true);
+              onCancel();
+            }}
+          >
+            Cancel
+          </button>
+        )}
+      </header>
+      <pre class="call-arguments" aria-label="Arguments">
+        {pretty(call.argumentsText)}
+        {call.state === "writing" && <span class="caret" aria-hidden="true" />}
+      </pre>
+      {call.state === "open" && !ours && (
+        <p class="faint">This page can’t run {call.name}; another client of this session has to.</p>
+      )}
+      {call.state === "open" && (call.fraction !== undefined || call.note !== "") && (
+        <p class="call-progress">
+          {call.fraction !== undefined && <progress value={call.fraction} max={1} />}
+          <span class="faint">{call.note}</span>
+        </p>
+      )}
+      {call.result && <Result result={call.result} />}
+      {call.late.map((result, index) => (
+        <div key={index} class="late">
+          <p class="faint">Came too late; the model was not told:</p>
+          <Result result={result} />
+        </div>
+      ))}
+    </section>
+  );
+}
+
+function Countdown({ call, nowMs }: { call: CallView; nowMs: number }): VNode | null {
+  const deadlines = [call.idleDeadlineMs, call.deadlineMs].filter((each) => each !== undefined);
+  if (deadlines.length === 0 || nowMs === 0) {
+    return null;
+  }
+  const seconds = Math.max(0, Math.ceil((Math.min(...deadlines) - nowMs) / 1000));
+  return (
+    <span class={seconds <= 5 ? "countdown soon" : "countdown"} title="Until the server gives this call up">
+      {seconds} s left
+    </span>
+  );
+}
+
+function Result({ result }: { result: ToolResult }): VNode {
+  const { outcome } = result;
+  switch (outcome.case) {
+    case "error":
+      return (
+        <p class="call-result bad">
+          {outcome.value.message || "failed"} {outcome.value.code && <code>{outcome.value.code}</code>}
+        </p>
+      );
+    case "json":
+      return (
+        <pre class="call-result" aria-label="Result">
+          {pretty(outcome.value)}
+        </pre>
+      );
+    default: {
+      const parts = outcome.case === "content" ? outcome.value.parts : [];
+      const text = parts.map(({ content }) => (content.case === "text" ? content.value : "")).join("");
+      return (
+        <pre class="call-result" aria-label="Result">
+          {text}
+        </pre>
+      );
+    }
+  }
+}
+
+function statusOf(call: CallView, cancelled: boolean): { kind: string; text: string } {
+  switch (call.state) {
+    case "writing":
+      return { kind: "writing", text: "being written" };
+    case "dropped":
+      return { kind: "dropped", text: "not run: the answer was stopped first" };
+    case "open":
+      return { kind: "open", text: cancelled ? "cancelling…" : "running" };
+    default:
+      return OVER[call.outcome] ?? { kind: "failed", text: "ended" };
+  }
+}
+
+const OVER: Partial<Record<ToolCallOutcome, { kind: string; text: string }>> = {
+  [ToolCallOutcome.COMPLETED]: { kind: "completed", text: "done" },
+  [ToolCallOutcome.FAILED]: { kind: "failed", text: "failed" },
+  [ToolCallOutcome.TIMED_OUT]: { kind: "failed", text: "timed out" },
+  [ToolCallOutcome.CANCELLED]: { kind: "cancelled", text: "cancelled; it may have run" },
+  [ToolCallOutcome.UNKNOWN]: { kind: "failed", text: "lost with its server; it may have run" },
+};
+
+/** JSON on one line with air in it; what is no JSON yet as it is. */
+function pretty(json: string): string {
+  try {
+    const value: unknown = JSON.parse(json);
+    const indented = JSON.stringify(value, null, 2);
+    return indented.length <= 80 ? indented.replace(/\n\s*/g, " ") : indented;
+  } catch {
+    return json;
+  }
+}

@@ -1,0 +1,127 @@
+/** Where one types, and decides what becomes of it. */
+import type { VNode } from "preact";
+import { useEffect, useRef, useState } from "preact/hooks";
+import { Delivery } from "@backchannel/client";
+import { Icon } from "./app.js";
+import type { Chat } from "./chat.js";
+import { Queue } from "./timeline.js";
+
+const MOST_ROWS = 8;
+// Why there is a button that can't be used: the choice belongs to the three, and is to come.
+const STEER_REASON = "This server can’t steer a running answer yet; redirect it, or say it after this.";
+
+export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): VNode {
+  const [text, setText] = useState("");
+  const box = useRef<HTMLTextAreaElement>(null);
+  const { speaking, over } = chat;
+  const some = text.trim() !== "";
+
+  useEffect(() => {
+    if (chat.returned && !some) {
+      setText(chat.returned.text);
+    }
+    chat.returned = undefined;
+  }, [chat.returned]);
+  useEffect(() => {
+    // Not on touch screens, where it would bring the keyboard up.
+    if (matchMedia("(pointer: fine)").matches) {
+      box.current?.focus();
+    }
+  }, [chat.sessionId]);
+
+  const say = (delivery: Delivery): void => {
+    if (some && !over && !chat.creating) {
+      setText("");
+      onSaid();
+      void chat.say(text, delivery);
+      box.current?.focus();
+    }
+  };
+
+  const onKeyDown = (event: KeyboardEvent): void => {
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing) {
+      event.preventDefault();
+      say(speaking && (event.ctrlKey || event.metaKey) ? Delivery.INTERRUPT : Delivery.QUEUE);
+    }
+  };
+
+  return (
+    <div class="composer">
+      <Queue chat={chat} />
+      <div class="box">
+        <label class="unseen" for="say">
+          Your message
+        </label>
+        <textarea
+          id="say"
+          ref={box}
+          rows={Math.min(MOST_ROWS, text.split("\n").length)}
+          value={text}
+          disabled={over}
+          placeholder={over ? "This chat is over" : speaking ? "Type while it speaks…" : "Say something…"}
+          aria-describedby="keys"
+          onInput={({ currentTarget }) => setText(currentTarget.value)}
+          onKeyDown={onKeyDown}
+        />
+        {speaking ? (
+          <button
+            type="button"
+            class="round stop"
+            aria-label="Stop"
+            title="Stop (Esc): what is on the screen stays"
+            onClick={() => void chat.stop()}
+          >
+            <Icon name="stop" />
+          </button>
+        ) : (
+          <button
+            type="button"
+            class="round send"
+            aria-label="Send"
+            title="Send (Enter)"
+            disabled={!some || over}
+            onClick={() => say(Delivery.QUEUE)}
+          >
+            <Icon name="send" />
+          </button>
+        )}
+      </div>
+      <div class="below">
+        {speaking && some ? (
+          <div class="choices" role="group" aria-label="When to say it">
+            <button type="button" class="primary" onClick={() => say(Delivery.INTERRUPT)}>
+              Redirect now <kbd>Ctrl ↵</kbd>
+            </button>
+            <button type="button" onClick={() => say(Delivery.QUEUE)}>
+              After this <kbd>↵</kbd>
+            </button>
+            <button
+              type="button"
+              aria-disabled="true"
+              aria-describedby="steer-why"
+              title={STEER_REASON}
+              onClick={() => chat.tell(STEER_REASON)}
+            >
+              Steer
+            </button>
+            <span id="steer-why" class="unseen">
+              {STEER_REASON}
+            </span>
+          </div>
+        ) : (
+          <p id="keys" class="keys">
+            {speaking ? (
+              <>
+                <kbd>Esc</kbd> stops it and keeps what you see
+              </>
+            ) : (
+              <>
+                <kbd>Enter</kbd> sends, <kbd>Shift Enter</kbd> begins a line
+              </>
+            )}
+          </p>
+        )}
+      </div>
+    </div>
+  );
+}

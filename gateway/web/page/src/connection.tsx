@@ -1,0 +1,99 @@
+/** What the page knows of its connection, said as it is. */
+import type { VNode } from "preact";
+import type { Chat } from "./chat.js";
+
+export function ConnectionPill({ chat }: { chat: Chat }): VNode | null {
+  const { kind, text, detail } = stateOf(chat);
+  if (kind === "none") {
+    return null;
+  }
+  return (
+    <p class={`pill ${kind}`} role="status" title={detail} data-state={kind}>
+      <span class="dot" aria-hidden="true" />
+      <span class="pill-text">{text}</span>
+    </p>
+  );
+}
+
+interface State {
+  readonly kind: "none" | "open" | "connecting" | "lost" | "ended";
+  readonly text: string;
+  readonly detail: string;
+}
+
+function stateOf(chat: Chat): State {
+  const { connection, conversation } = chat;
+  if (!conversation) {
+    return { kind: "none", text: "", detail: "" };
+  }
+  switch (connection.state) {
+    case "open": {
+      const times = chat.reconnects === 1 ? "once" : `${chat.reconnects} times`;
+      const detail =
+        chat.reconnects === 0
+          ? "Connected; nothing was lost."
+          : `Connected. The connection was lost ${times} and came back, with nothing missed.`;
+      return { kind: "open", text: "Live", detail };
+    }
+    case "ended":
+      return { kind: "ended", text: "Ended", detail: connection.error?.message ?? "The session was closed." };
+    case "lost":
+      return {
+        kind: "lost",
+        text: chat.online ? "Reconnecting" : "Offline",
+        detail: connection.error.message,
+      };
+    default:
+      return chat.lostAtMs === undefined
+        ? { kind: "connecting", text: "Connecting", detail: "" }
+        : { kind: "lost", text: chat.online ? "Reconnecting" : "Offline", detail: "" };
+  }
+}
+
+/** Above the composer, while something is wrong. */
+export function Banner({ chat }: { chat: Chat }): VNode | null {
+  const { connection } = chat;
+  if (!chat.conversation) {
+    return chat.modelsError === "" ? null : (
+      <p class="banner bad">
+        The server can’t be reached: {chat.modelsError}
+        <button type="button" onClick={() => void chat.loadModels()}>
+          Try again
+        </button>
+      </p>
+    );
+  }
+  if (connection.state === "ended") {
+    const why = connection.error?.gone
+      ? "This chat no longer exists on the server: it was deleted, has expired, or the server keeps nothing."
+      : connection.error
+        ? `The server refuses: ${connection.error.message}`
+        : "This chat was closed.";
+    return (
+      <p class="banner">
+        {why}
+        <button type="button" onClick={() => chat.fresh()}>
+          New chat
+        </button>
+      </p>
+    );
+  }
+  if (chat.lostAtMs === undefined) {
+    return null;
+  }
+  const seconds = Math.max(0, Math.round((performance.now() - chat.lostAtMs) / 1000));
+  const running = chat.transcript.running !== undefined;
+  return (
+    <p class="banner bad" data-testid="lost">
+      <span>
+        {chat.online ? `No connection for ${seconds} s.` : `Offline for ${seconds} s.`}{" "}
+        {running
+          ? "The answer may be going on at the server; what is missing will be caught up on."
+          : "What you say is sent when it is back."}
+      </span>
+      <button type="button" onClick={() => chat.conversation?.hurry()}>
+        Try now
+      </button>
+    </p>
+  );
+}

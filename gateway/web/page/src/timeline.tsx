@@ -1,0 +1,162 @@
+/** What was said, oldest first. */
+import type { VNode } from "preact";
+import { Delivery, type MessageView } from "@backchannel/client";
+import type { Chat } from "./chat.js";
+import { memo } from "./memo.js";
+import { TurnBlock } from "./turn.js";
+
+export function Timeline({ chat }: { chat: Chat }): VNode {
+  const { transcript, painter, unsent } = chat;
+  const empty = transcript.items.length === 0 && unsent.length === 0 && transcript.queued.length === 0;
+  if (empty && !chat.creating) {
+    return chat.conversation && chat.connection.state === "connecting" ? <Loading /> : <Welcome chat={chat} />;
+  }
+  const last = transcript.lastTurn;
+  // While nothing is being said, what waits is simply next.
+  const next = transcript.running
+    ? []
+    : [...transcript.queued, ...unsent.map((each) => ({ ...each, delivery: Delivery.QUEUE }))];
+  return (
+    <div class="timeline">
+      {transcript.items.map((item, index) => {
+        if (item.kind === "message") {
+          return <Said key={`m${index}`} text={item.text} delivery={item.delivery} state="" />;
+        }
+        if (item.kind === "notice") {
+          return (
+            <p key={`n${index}`} class="notice" role="note">
+              {item.text}
+            </p>
+          );
+        }
+        const isLast = item === last;
+        const painting = item === painter.turn && painter.behind;
+        return (
+          <TurnBlock
+            key={item.turnId}
+            turn={item}
+            revision={item.revision}
+            shown={painter.indexFor(item)}
+            painting={painting}
+            stopping={chat.stopping === item.turnId && item === transcript.running}
+            lost={item === transcript.running && chat.lostAtMs !== undefined}
+            nowMs={item === transcript.running ? Math.floor((chat.conversation?.serverNow() ?? 0) / 250) * 250 : 0}
+            isLast={isLast}
+            onCancel={(callId) => void chat.cancelCall(callId)}
+          />
+        );
+      })}
+      {next.map((message) => (
+        <Said key={message.frameId} text={message.text} delivery={message.delivery} state="sending" />
+      ))}
+      {chat.creating && (
+        <div class="turn">
+          <Dots label="Beginning a chat" />
+        </div>
+      )}
+    </div>
+  );
+}
+
+const Said = memo(
+  ({ text, delivery, state }: { text: string; delivery: Delivery; state: string }): VNode => (
+    <div class={`said ${state}`}>
+      <h2 class="unseen">You said</h2>
+      <div class="bubble">{text}</div>
+      {delivery === Delivery.INTERRUPT && <small class="faint">redirected</small>}
+      {state === "sending" && <small class="faint">sending…</small>}
+    </div>
+  ),
+  (before, after) => before.text === after.text && before.state === after.state,
+);
+
+/** Messages that wait until the answer has ended; each can be taken back. */
+export function Queue({ chat }: { chat: Chat }): VNode | null {
+  const { transcript, unsent } = chat;
+  if (!transcript.running) {
+    return null;
+  }
+  const sending: (Pick<MessageView, "frameId" | "text"> & { sent: boolean })[] = [
+    ...transcript.queued.map(({ frameId, text }) => ({ frameId, text, sent: true })),
+    ...unsent.map((each) => ({ ...each, sent: false })),
+  ];
+  if (sending.length === 0) {
+    return null;
+  }
+  return (
+    <ol class="queue" aria-label="Waiting for their turn">
+      {sending.map(({ frameId, text, sent }) => (
+        <li key={frameId}>
+          <span class="faint">{sent ? "next" : "sending…"}</span>
+          <span class="queued-text">{text}</span>
+          <button
+            type="button"
+            class="quiet"
+            disabled={frameId === ""}
+            onClick={() => void chat.withdraw(frameId)}
+          >
+            Take back
+          </button>
+        </li>
+      ))}
+    </ol>
+  );
+}
+
+export function Dots({ label }: { label: string }): VNode {
+  return (
+    <p class="dots" role="img" aria-label={label}>
+      <span />
+      <span />
+      <span />
+    </p>
+  );
+}
+
+function Loading(): VNode {
+  return (
+    <div class="timeline">
+      <Dots label="Loading the chat" />
+    </div>
+  );
+}
+
+const STARTERS = [
+  "Hello! Who are you?",
+  "What is (17.5 + 4) * 12?",
+  "What time is it?",
+];
+
+function Welcome({ chat }: { chat: Chat }): VNode {
+  const card = chat.modelCard;
+  return (
+    <div class="welcome">
+      <h2>Say something.</h2>
+      <p>
+        Stop an answer in mid-sentence, and only what you saw is remembered. Type while it speaks to
+        redirect it, or to be next. Reload the page, lose the network: it goes on where it was.
+      </p>
+      {card && (
+        <div class="card-about">
+          <strong>{card.name}</strong>
+          <p>{card.description}</p>
+          <p class="faint">
+            {card.maxContextTokens > 0 && `${card.maxContextTokens.toLocaleString()} tokens of context. `}
+            {card.capabilities.length > 0 && `Can: ${card.capabilities.join(", ").replaceAll("_", " ")}.`}
+          </p>
+        </div>
+      )}
+      {!chat.over && card && (
+        <ul class="starters">
+          {STARTERS.map((text) => (
+            <li key={text}>
+              <button type="button" onClick={() => void chat.say(text, Delivery.QUEUE)}>
+                {text}
+              </button>
+            </li>
+          ))}
+        </ul>
+      )}
+    </div>
+  );
+}
