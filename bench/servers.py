@@ -66,7 +66,7 @@ async def backchannel(*, log: str, engine: str = "scripted") -> AsyncIterator[Ta
     """The service, as people run it."""
     port = free_port()
     arguments = ["-m", "backchannel", "serve", "--listen", f"127.0.0.1:{port}"]
-    arguments += ["--engine", engine, "--log", log, "--log-level", "warning"]
+    arguments += ["--engine", engine, "--log", log, "--log-level", "warning", "--no-edge"]
     async with _running(arguments, port) as target:
         yield target
 

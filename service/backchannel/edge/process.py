@@ -196,6 +196,7 @@ class Edge:
         process, self._process = self._process, None
         if process is None:
             return
+        # From here on what it says is what it was told to do.
         if process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
@@ -225,6 +226,8 @@ class Edge:
         if not text:
             level, component, text = "warning", "", line
         self._last_words.append(text)
+        if self._process is None and level == "warning":
+            level = "debug"
         tell = {
             "critical": _envoy_log.critical,
             "error": _envoy_log.error,
@@ -242,7 +245,8 @@ class Edge:
         except ValueError:
             return
         fields.pop("time", None)
-        _access_log.info("request", **{name: fields[name] for name in fields if fields[name]})
+        said = {name: value for name, value in fields.items() if value not in ("", "-", None)}
+        _access_log.info("request", **said)
 
     def _why_dead(self, code: int) -> str:
         words = "; ".join(self._last_words) or "it said nothing"

@@ -16,6 +16,10 @@ import structlog
 from backchannel.errors import BackchannelError, Reason
 
 DETAILS_KEY: Final = "grpc-status-details-bin"
+# Envoy's transcoder has made the call of an HTTP request, and makes an HTTP answer of the status.
+# It knows one HTTP code for each status, and our table sometimes another: then this tells it.
+TRANSCODED_KEY: Final = "x-envoy-original-method"
+HTTP_KEY: Final = "x-backchannel-http-status"
 
 # A message travels percent-encoded in a header, and again within the details; clients refuse more
 # than 8 KiB of headers by default.
@@ -56,6 +60,7 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: BackchannelE
             retry_after_s=error.retry_after_s,
         )
     status = error.to_status()
-    await context.abort(
-        _CODES[status.code], status.message, ((DETAILS_KEY, status.SerializeToString()),)
-    )
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS_KEY, status.SerializeToString())]
+    if any(key == TRANSCODED_KEY for key, _ in context.invocation_metadata() or ()):
+        trailers.append((HTTP_KEY, str(error.http_code)))
+    await context.abort(_CODES[status.code], status.message, tuple(trailers))

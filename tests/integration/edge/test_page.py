@@ -1,0 +1,61 @@
+"""The page and its assets through a real Envoy."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from backchannel_gateway.assets import Assets
+
+ASSETS = [path for path in Assets.load() if path]
+
+
+async def test_the_page(either: httpx.AsyncClient) -> None:
+    response = await either.get("/")
+    assert response.status_code == 200
+    headers = response.headers
+    assert headers["content-type"] == "text/html; charset=utf-8"
+    assert headers["cache-control"] == "no-cache"
+    assert "default-src 'none'" in headers["content-security-policy"]
+    assert "frame-ancestors 'none'" in headers["content-security-policy"]
+    assert "unsafe" not in headers["content-security-policy"]
+    assert headers["x-content-type-options"] == "nosniff"
+    assert headers["x-frame-options"] == "DENY"
+    assert headers["referrer-policy"] == "no-referrer"
+    assert headers["cross-origin-opener-policy"] == "same-origin"
+    assert not [name for name in headers if name.startswith(("grpc-", "x-envoy-", "server"))]
+    assert "<!doctype html>" in response.text.lower()
+
+
+async def test_a_page_that_is_still_the_same_is_not_sent_again(either: httpx.AsyncClient) -> None:
+    etag = (await either.get("/")).headers["etag"]
+    response = await either.get("/", headers={"if-none-match": etag})
+    assert response.status_code == 304
+    assert response.content == b""
+    assert "x-backchannel-http-status" not in response.headers
+    assert (await either.get("/", headers={"if-none-match": '"other"'})).status_code == 200
+
+
+async def test_what_the_page_asks_for_is_there(either: httpx.AsyncClient) -> None:
+    for path in ASSETS:
+        response = await either.get(f"/assets/{path}")
+        assert response.status_code == 200
+        assert response.headers["x-content-type-options"] == "nosniff"
+        assert response.content == Assets.load()[path].data
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/assets/../index.html",
+        "/assets/..%2findex.html",
+        "/assets/%2e%2e/%2e%2e/doors.py",
+        "/assets//etc/passwd",
+        "/index.html",
+        "/assets/%00",
+    ],
+)
+async def test_there_is_no_way_out(either: httpx.AsyncClient, path: str) -> None:
+    response = await either.get(path)
+    assert response.status_code in (400, 404)
+    assert response.json()["code"] in (3, 5)
