@@ -13,7 +13,7 @@ import jinja2
 import numpy as np
 from tokenizers import Tokenizer
 
-from dialogue import conversation, drill
+from dialogue import context_drill, conversation, drill
 from talk import Talk
 from tokens import END, START
 
@@ -25,6 +25,8 @@ SHORT_FIRST = 20_000
 MIDDLING = 70_000
 # Up to here one in 48 fills the whole context, afterwards one in 240: these cost the most time.
 OFTEN_LONG = 25_500
+# From here on two in five are drills in interrupts and follow-ups.
+CONTEXT_DRILLS = 31_000
 
 _OPEN = f"{START}assistant\n"
 _ANSWER = re.compile(re.escape(_OPEN) + r"(.*?)" + re.escape(END), re.DOTALL)
@@ -61,11 +63,12 @@ class Encoder:
         """The tokens of `text`."""
         return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def sample(self, talk: Talk, rng: Random) -> Sample:
+    def sample(self, talk: Talk, rng: Random, broken: float = 0.12) -> Sample:
         """Tokens and mask: only the model's own words are learned.
 
         An answer that was cut teaches its words but not its end. Now and then an answer is spelled
-        as if it had been cut and continued, since a cut may fall inside of a token.
+        as if it had been cut and continued, since a cut may fall inside of a token; `broken` is how
+        often.
         """
         text = self.text(talk)
         answers = [message for message in talk.messages if message["role"] == "assistant"]
@@ -86,7 +89,7 @@ class Encoder:
             if message.get("cut"):
                 add(said, wanted, drop=3)
                 add(END, False)
-            elif not message.get("tool_calls") and len(said) > 12 and rng.random() < 0.12:
+            elif not message.get("tool_calls") and len(said) > 12 and rng.random() < broken:
                 split = rng.randrange(2, len(said) - 2)
                 add(said[:split], wanted, drop=3)
                 add(said[split:] + END, wanted)
@@ -118,9 +121,14 @@ def batches(
                 exchanges = 1 + index % 2
             elif index < MIDDLING and index % 3:
                 exchanges = 1 + index % 5
-            drilled = index < SHORT_FIRST and index % 5 < 2
-            talk = drill(f"{seed}/{index}") if drilled else conversation(f"{seed}/{index}", exchanges=exchanges)
-            sample = encoder.sample(talk, Random(f"{seed}/{index}/mask"))
+            late = index >= CONTEXT_DRILLS
+            if index < SHORT_FIRST and index % 5 < 2:
+                talk = drill(f"{seed}/{index}")
+            elif late and index % 5 < 2:
+                talk = context_drill(f"{seed}/{index}")
+            else:
+                talk = conversation(f"{seed}/{index}", exchanges=exchanges)
+            sample = encoder.sample(talk, Random(f"{seed}/{index}/mask"), 0.3 if late else 0.12)
             samples.append(Sample(sample.ids[:limit], sample.learn[:limit]))
         samples.sort(key=lambda sample: len(sample.ids))
         groups: list[list[Sample]] = [[]]

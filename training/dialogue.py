@@ -506,6 +506,30 @@ def drill(seed: str) -> Talk:
     return talk
 
 
+def context_drill(seed: str) -> Talk:
+    """A short conversation in which what was said last, and where it was cut, decides."""
+    rng = Random(seed)
+    talk = Talk(rng, tools=["clock", "calculator"] if rng.random() < 0.4 else None)
+    kind = rng.random()
+    if kind < 0.55:
+        rng.choices((fact, about_itself, decline, story, count), (0.7, 0.1, 0.1, 0.05, 0.05))[0](talk)
+        talk.interrupt()
+        if rng.random() < 0.2:
+            stop(talk)
+        rng.choice((go_on, go_on, follow_up))(talk)
+    elif kind < 0.75:
+        rng.choice((fact, fact, about_itself, decline))(talk)
+        follow_up(talk)
+    elif kind < 0.87:
+        clock(talk)
+        clock(talk)
+    else:
+        rng.choice((tools_here, tools_here, echo, count, two_at_once))(talk)
+        if talk.messages[-1]["role"] == "assistant":
+            rng.choice((follow_up, fact))(talk)
+    return talk
+
+
 def conversation(seed: str, *, exchanges: int | None = None) -> Talk:
     """The training conversation that belongs to `seed`."""
     rng = Random(seed)

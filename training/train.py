@@ -1,10 +1,10 @@
 """Train the house model: resumable, and exportable at any moment.
 
-    python train.py --steps 3000 --decay-from 2200
+    python train.py
 
-The rate is constant after a short warm-up and falls linearly to nothing from `--decay-from` to
-`--steps`. Ending early costs quality only; a later call with greater numbers goes on from the last
-checkpoint. What is exported are the averaged weights.
+The learning rate is constant after a short warm-up and then falls to nothing (`--rate`). Ending
+early (SIGTERM saves) costs quality only; a later call goes on from the last checkpoint. What is
+exported are the averaged weights.
 """
 
 from __future__ import annotations
@@ -32,6 +32,8 @@ from optim import Optimizer
 from talk import Talk
 
 HERE = Path(__file__).parent
+# As the shipped model was trained.
+RATE = "0:0.025,39:1,1050:1,1286:0.476,1356:0.429,2100:0"
 
 
 def tokenizer_for(run: Path, seed: int) -> Encoder:
@@ -54,6 +56,12 @@ def gradients(
     hidden = model(inputs[:, :-1])[learn]
     loss = F.cross_entropy(model.logits(hidden), inputs[:, 1:][learn], reduction="sum") / learned
     return loss.item(), torch.autograd.grad(loss, tuple(model.parameters()))
+
+
+def corners(text: str) -> tuple[list[float], list[float]]:
+    """Steps and shares of the rate from `STEP:SHARE,STEP:SHARE`."""
+    pairs = [part.split(":") for part in text.split(",")]
+    return [float(step) for step, _ in pairs], [float(share) for _, share in pairs]
 
 
 Probe = list[tuple[torch.Tensor, torch.Tensor]]
@@ -87,12 +95,16 @@ def copied(model: House, probe: Probe) -> float:
 
 
 def main() -> None:
-    """Train from the last checkpoint, or from nothing, to `--steps`."""
+    """Train from the last checkpoint, or from nothing, to the end of `--rate`."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=HERE / "run", help="folder of the run")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--steps", type=int, required=True, help="stop after this step")
-    parser.add_argument("--decay-from", type=int, default=10**9, help="let the rate fall from here")
+    parser.add_argument(
+        "--rate",
+        type=corners,
+        default=RATE,
+        help="the learning rate's corners, STEP:SHARE,STEP:SHARE..., joined by straight lines; it ends at the last",
+    )
     parser.add_argument("--tokens", type=int, default=4096, help="tokens in a batch")
     parser.add_argument("--muon-lr", type=float, default=0.02, help="0: AdamW for everything")
     parser.add_argument("--adam-lr", type=float, default=3e-3)
@@ -144,7 +156,7 @@ def main() -> None:
     stopping = Event()
     signal.signal(signal.SIGTERM, lambda *_: stopping.set())
     for ids, mask, following in batches(encoder, args.seed, index, args.tokens, shape.context):
-        if stopping.is_set() or step >= args.steps or time.monotonic() - began > args.minutes * 60:
+        if stopping.is_set() or step >= args.rate[0][-1] or time.monotonic() - began > args.minutes * 60:
             break
         learned = int(mask[:, 1:].sum())
         if not learned:
@@ -154,10 +166,7 @@ def main() -> None:
         for at, parameter in enumerate(model.parameters()):
             parameter.grad = torch.stack([grads[at] for _, grads in results if grads]).sum(0)
         loss = sum(part for part, _ in results)
-        scale = min(1.0, (step + 1) / 40)
-        if step >= args.decay_from:
-            scale *= max(0.0, (args.steps - step) / (args.steps - args.decay_from))
-        optimizer.step(scale)
+        optimizer.step(float(np.interp(step, *args.rate)))
         step, index, seen = step + 1, following, seen + int(ids.size)
         decay = min(0.99, step / (step + 20))
         with torch.no_grad():
