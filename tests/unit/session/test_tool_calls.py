@@ -330,6 +330,17 @@ def test_late_results_are_kept_and_change_nothing() -> None:
     ]
 
 
+def test_the_first_result_counts_though_another_reader_sends_a_better_one() -> None:
+    driver, (call_id,) = asking()
+    driver.result(call_id, json="1")
+    driver.result(call_id, json="2")
+    assert [one.late for one in driver.of("tool_call_finished")] == [False, True]
+    driver.finish()
+    driver.say("next")
+    assert ("tool", "1") in spoken(driver.asked.messages)
+    assert driver.session.snapshots()[0].turns[0].tool_calls[0].result.json == "1"
+
+
 def test_the_same_result_twice_is_one_result() -> None:
     driver, (call_id,) = asking()
     first = driver.result(call_id, "r1")
