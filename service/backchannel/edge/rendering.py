@@ -1,8 +1,8 @@
 """From `envoy/envoy.yaml` to the configuration of one Envoy: addresses, names, origins, overlays.
 
 An overlay is a YAML file laid over the other. Mappings are merged key by key; lists of things with
-a `name` are merged by it; all else is replaced. A thing with `$like: NAME` begins as a copy of its
-neighbour of that name.
+a `name` are merged by it; all else is replaced, and so is a thing of another `@type`. A thing with
+`$like: NAME` begins as a copy of its neighbour of that name.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ ANY_HOST: Final = "*"
 LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")
 
 _LIKE: Final = "$like"
+_TYPE: Final = "@type"
 _HCM: Final = "envoy.filters.network.http_connection_manager"
 _CORS: Final = "envoy.filters.http.cors"
 _LUA: Final = "envoy.filters.http.lua"
@@ -119,6 +120,8 @@ def render(placement: Placement) -> Tree:
 def merge(base: Any, over: Any) -> Any:
     """Lay one tree over another; see above."""
     if isinstance(base, dict) and isinstance(over, dict):
+        if _TYPE in base and over.get(_TYPE, base[_TYPE]) != base[_TYPE]:
+            return over
         return base | {
             key: merge(base[key], value) if key in base else value for key, value in over.items()
         }
