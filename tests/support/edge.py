@@ -114,6 +114,7 @@ class EventStream:
         self.seen: list[Sent] = []
         self._ready: list[Sent] = []
         self._pending = b""
+        self._id = ""
         self._name = ""
         self._data: list[str] = []
         self._source = response.aiter_raw()
@@ -127,8 +128,10 @@ class EventStream:
                     return None
                 self.chunks.append(chunk)
                 self._take(chunk)
-        self.seen.append(self._ready.pop(0))
-        return self.seen[-1]
+        sent = self._ready.pop(0)
+        self.seen.append(sent)
+        self.last_event_id = sent.last_event_id
+        return sent
 
     async def until(self, name: str, nth: int = 1) -> Sent:
         """Read until the nth event of a name since now."""
@@ -162,7 +165,7 @@ class EventStream:
             if not line:
                 self._dispatch()
             elif field == "id":
-                self.last_event_id = value
+                self._id = value
             elif field == "event":
                 self._name = value
             elif field == "data":
@@ -177,7 +180,7 @@ class EventStream:
     def _dispatch(self) -> None:
         if self._data:
             data = "\n".join(self._data)
-            self._ready.append(Sent(self._name or "message", data, self.last_event_id))
+            self._ready.append(Sent(self._name or "message", data, self._id))
         self._name, self._data = "", []
 
 

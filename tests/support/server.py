@@ -59,6 +59,8 @@ class ServerProcess:
     folder: Path
     arguments: tuple[str, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
+    # Envoy only where it is wanted: most tests want the port of gRPC.
+    edge: tuple[str, ...] = ("--no-edge",)
     port: int = 0
     process: subprocess.Popen[bytes] | None = None
 
@@ -74,7 +76,8 @@ class ServerProcess:
         """Start, or start again at the same port, and wait until it serves."""
         command = [
             *(sys.executable, "-m", "backchannel", "serve"),
-            *("--listen", f"127.0.0.1:{self.port}", "--engine", "scripted", "--no-edge"),
+            *("--listen", f"127.0.0.1:{self.port}", "--engine", "scripted"),
+            *self.edge,
             *("--log", f"sqlite:///{self.folder / 'log.db'}", "--log-format", "json"),
             *self.arguments,
         ]

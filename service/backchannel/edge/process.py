@@ -169,7 +169,7 @@ class Edge:
             async with asyncio.timeout(_READY_S):
                 while not await self._admin.is_ready():
                     if process.returncode is not None:
-                        await asyncio.wait(self._readers)
+                        await self._heard_out()
                         raise EdgeError(self._why_dead(process.returncode))
                     await asyncio.sleep(_POLL_S)
         except TimeoutError:
@@ -207,8 +207,7 @@ class Edge:
                 with contextlib.suppress(ProcessLookupError):
                     process.kill()
                 await process.wait()
-        if self._readers:
-            await asyncio.wait(self._readers)
+        await self._heard_out()
 
     # --- what it says ------------------------------------------------------------------------
 
@@ -218,6 +217,11 @@ class Edge:
             task = asyncio.create_task(_each_line(stream, tell), name="edge log")
             self._readers.add(task)
             task.add_done_callback(self._readers.discard)
+
+    async def _heard_out(self) -> None:
+        """Wait for the last that a process which has ended has said."""
+        if self._readers:
+            await asyncio.wait(self._readers)
 
     def _said(self, line: str) -> None:
         """A line of Envoy's own log becomes one of ours."""
