@@ -16,7 +16,7 @@ ARGS ?=
 # Folders that come with later work are checked as soon as they are there.
 CODE := $(wildcard service gateway/backchannel_gateway tests bench scripts)
 
-.PHONY: help run test lint format proto proto-baseline bench nightly lock dist clean
+.PHONY: help run test lint format proto web proto-baseline bench nightly lock dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -44,6 +44,10 @@ format: .venv/.dev ## mend style where a tool can
 proto: .venv/.dev ## regenerate the stubs in service/backchannel/v1 from proto/
 	$(PY) scripts/proto.py stubs
 
+web: .venv/.dev ## rebuild the page in gateway/backchannel_gateway/static from gateway/web
+	@$(PY) scripts/tools.py node web
+	$(PY) scripts/web.py build
+
 proto-baseline: .venv/.dev ## accept the contract as it is now; wants a CHANGELOG line
 	$(PY) scripts/proto.py baseline
 
@@ -67,9 +71,10 @@ lock: .venv/.dev ## pin all dependencies anew (ARGS='--upgrade' takes newer vers
 	$(UV_COMPILE) --group build --group dev --extra edge --extra telemetry --constraint requirements.lock \
 		pyproject.toml --output-file requirements-dev.lock
 	$(UV_COMPILE) --group pyproject.toml:go --output-file requirements-go.lock
+	$(UV_COMPILE) --group pyproject.toml:node --output-file requirements-node.lock
 
 clean: ## remove everything that make made
-	rm -rf .venv .tools dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf .venv .tools gateway/web/node_modules dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
 # --- the environment -----------------------------------------------------------------------
 # One environment, two stamps: the service alone, and with the developers' tools. The second

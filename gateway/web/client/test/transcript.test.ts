@@ -128,6 +128,20 @@ describe("a transcript", () => {
     expect(transcript.running?.turnId).toBe("t");
   });
 
+  it("remembers what a snapshot does not tell", () => {
+    const before = folded(
+      said(1, "f"),
+      started(2, "t", "f"),
+      delta(3, "t", "Well, ", 0),
+      event(4, { case: "toolCallStarted", value: { turnId: "t", callId: "c", name: "add" } }),
+      event(5, { case: "turnFinished", value: { turnId: "t", timing: { total: { nanos: 5e6 } } } }),
+    );
+    const after = new Transcript();
+    const turn = { turnId: "t", text: "Well, 5", toolCalls: [{ callId: "c", name: "add" }] };
+    after.reset(snapshot({ seq: 5n, turns: [turn] }), before.remember());
+    expect(after.lastTurn).toMatchObject({ timing: { totalMs: 5 }, calls: [{ textIndex: 6 }] });
+  });
+
   it("passes over what it does not know", () => {
     expect(folded(event(1, { case: undefined })).seq).toBe(1n);
   });

@@ -26,9 +26,11 @@ import {
   type Settings,
   forgetChat,
   loadChats,
+  loadRemembered,
   loadSettings,
   parseOptions,
   rememberChat,
+  saveRemembered,
   saveSettings,
 } from "./settings.js";
 import { TOOLS } from "./tools.js";
@@ -45,7 +47,7 @@ export interface Unsent {
   readonly text: string;
 }
 
-const ACK_EVERY_MS = 400;
+const ACK_EVERY_MS = 300;
 const TICK_MS = 250;
 const TOAST_MS = 6000;
 // A stream that was quiet for longer than two heartbeats when somebody comes back is not trusted.
@@ -391,6 +393,9 @@ export class Chat {
 
   #take(event: Event): void {
     this.transcript.apply(event);
+    if (event.kind.case === "turnFinished" || event.kind.case === "toolCallStarted") {
+      saveRemembered(this.sessionId, this.transcript.remember());
+    }
     if (event.kind.case === "turnStarted") {
       const turn = this.transcript.turn(event.kind.value.turnId);
       if (turn) {
@@ -403,7 +408,7 @@ export class Chat {
 
   #adopt(snapshot: Snapshot, cause: SnapshotCause): void {
     const { turn, chars } = this.painter;
-    this.transcript.reset(snapshot);
+    this.transcript.reset(snapshot, loadRemembered(this.sessionId));
     if (cause === "cursor lost") {
       this.transcript.notice(
         `Some of what happened is no longer kept by the server: this is its state as of event ${snapshot.seq}.`,
@@ -553,7 +558,9 @@ export class Chat {
     if (!conversation || !running || document.hidden || painter.chars === this.#ackedChars) {
       return;
     }
-    if (nowMs - this.#lastAckMs >= ACK_EVERY_MS && painter.chars > 0) {
+    // Soon after the first word, and whenever all that has come is painted.
+    const due = nowMs - this.#lastAckMs >= ACK_EVERY_MS;
+    if (painter.chars > 0 && (due || this.#ackedChars < 0)) {
       this.#lastAckMs = nowMs;
       this.#ackedChars = painter.chars;
       conversation.ack(painter.seq, painter.chars);

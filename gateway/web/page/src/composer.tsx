@@ -89,11 +89,11 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
       <div class="below">
         {speaking && some ? (
           <div class="choices" role="group" aria-label="When to say it">
-            <button type="button" class="primary" onClick={() => say(Delivery.INTERRUPT)}>
-              Redirect now <kbd>Ctrl ↵</kbd>
-            </button>
-            <button type="button" onClick={() => say(Delivery.QUEUE)}>
+            <button type="button" class="primary" onClick={() => say(Delivery.QUEUE)}>
               After this <kbd>↵</kbd>
+            </button>
+            <button type="button" onClick={() => say(Delivery.INTERRUPT)}>
+              Redirect now <kbd>Ctrl ↵</kbd>
             </button>
             <button
               type="button"

@@ -7,7 +7,7 @@
 import { type TurnView, indexOfChar } from "@backchannel/client";
 
 // What waits is painted within about this time.
-const HORIZON_S = 0.3;
+const HORIZON_S = 0.25;
 // The end of a text must not creep.
 const SLOWEST_CHARS_PER_S = 60;
 // After a frame that came late: no leap.

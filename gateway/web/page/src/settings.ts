@@ -1,4 +1,5 @@
 /** What a person has set, and the chats they had: kept in this browser alone. */
+import type { Remembered } from "@backchannel/client";
 import { DEFAULT_TOOLS } from "./tools.js";
 
 export type Theme = "auto" | "light" | "dark";
@@ -36,6 +37,7 @@ const DEFAULTS: Settings = {
 };
 const SETTINGS = "backchannel/settings";
 const CHATS = "backchannel/chats";
+const TURNS = "backchannel/turns/";
 const MOST_CHATS = 30;
 const LONGEST_TITLE = 60;
 
@@ -69,6 +71,16 @@ export function forgetChat(sessionId: string): Chat[] {
   return chats;
 }
 
+/** What was seen of a session's turns and no snapshot tells; for as long as the tab lives. */
+export function loadRemembered(sessionId: string): Map<string, Remembered> {
+  const kept = read(TURNS + sessionId, () => sessionStorage);
+  return new Map(isRecord(kept) ? (Object.entries(kept) as [string, Remembered][]) : []);
+}
+
+export function saveRemembered(sessionId: string, turns: ReadonlyMap<string, Remembered>): void {
+  write(TURNS + sessionId, Object.fromEntries(turns), () => sessionStorage);
+}
+
 /** Reads `a=1 b=two`; what has no `=` is passed over. */
 export function parseOptions(text: string): Record<string, string> {
   return Object.fromEntries(
@@ -96,17 +108,18 @@ function isChat(value: unknown): value is Chat {
   return isRecord(value) && typeof value["sessionId"] === "string" && typeof value["title"] === "string";
 }
 
-function read(key: string): unknown {
+// Even to name a storage may be forbidden, and throws then.
+function read(key: string, where: () => Storage = () => localStorage): unknown {
   try {
-    return JSON.parse(localStorage.getItem(key) ?? "null");
+    return JSON.parse(where().getItem(key) ?? "null");
   } catch {
     return null;
   }
 }
 
-function write(key: string, value: unknown): void {
+function write(key: string, value: unknown, where: () => Storage = () => localStorage): void {
   try {
-    localStorage.setItem(key, JSON.stringify(value));
+    where().setItem(key, JSON.stringify(value));
   } catch {
     // Full or forbidden: then it is not kept.
   }

@@ -54,7 +54,7 @@ export const TurnBlock = memo(
           ),
         )}
         <Ending turn={turn} shown={shown} painting={painting} stopping={props.stopping} />
-        <Figures turn={turn} painting={painting} lost={props.lost} />
+        <Figures turn={turn} shown={shown} painting={painting} lost={props.lost} />
       </article>
     );
   },
@@ -116,7 +116,7 @@ function Ending(props: { turn: TurnView; shown: number; painting: boolean; stopp
       <span>
         {said}
         {turn.error !== "" && `: ${turn.error}`}
-        {truncated && ` here; ${countChars(rest)} more characters had come, and the model does not remember them`}
+        {truncated && ` here · ${countChars(rest)} more characters had come and are forgotten`}
       </span>
       {truncated && (
         <button type="button" class="quiet" aria-expanded={open} onClick={() => setOpen(!open)}>
@@ -129,16 +129,19 @@ function Ending(props: { turn: TurnView; shown: number; painting: boolean; stopp
 }
 
 /** Where the time went, and what it cost. Room for it is there from the beginning. */
-function Figures({ turn, painting, lost }: { turn: TurnView; painting: boolean; lost: boolean }): VNode {
+function Figures(props: { turn: TurnView; shown: number; painting: boolean; lost: boolean }): VNode {
+  const { turn, painting, lost } = props;
+  const whole = props.shown === turn.text.length;
   const [copied, setCopied] = useState(false);
   const running = turn.finishReason === FinishReason.UNSPECIFIED;
-  const figures = running ? liveFigures(turn) : [...timingFigures(turn), ...usageFigures(turn)];
+  const figures = running ? liveFigures(turn) : [...timingFigures(turn), ...usageFigures(turn, whole)];
   return (
     <div class="figures" data-testid="figures">
       {!running && <Strip turn={turn} />}
       {figures.map(([name, value, hint]) => (
         <span key={name} class="figure" title={hint}>
-          <span class="figure-name">{name}</span> {value}
+          {name !== "" && <span class="figure-name">{name} </span>}
+          {value}
         </span>
       ))}
       {lost && <span class="figure bad">no connection</span>}
@@ -169,7 +172,7 @@ function liveFigures(turn: TurnView): Figure[] {
   }
   const spanMs = (turn.lastDeltaMs ?? 0) - (turn.firstDeltaMs ?? 0);
   if (spanMs > 0 && turn.tokens > 1) {
-    figures.push(["rate", perSecond(spanMs / (turn.tokens - 1)), "So far"]);
+    figures.push(["", perSecond(spanMs / (turn.tokens - 1)), "So far"]);
   }
   if (turn.tokens > 0) {
     figures.push(["generated", `${turn.tokens}`, "Tokens so far"]);
@@ -186,22 +189,25 @@ function timingFigures({ timing }: TurnView): Figure[] {
     figures.push(["first token", ms(timing.firstTokenMs), "From your message to the first word"]);
   }
   if (timing?.perTokenMs) {
-    figures.push(["rate", perSecond(timing.perTokenMs), "Mean, after the first token, tool waits left out"]);
+    figures.push(["", perSecond(timing.perTokenMs), "Mean, after the first token, tool waits left out"]);
   }
   if (timing?.maxGapMs !== undefined) {
-    figures.push(["largest gap", ms(timing.maxGapMs), "Between two pieces, tool waits left out"]);
+    figures.push(["gap", ms(timing.maxGapMs), "The largest between two pieces, tool waits left out"]);
   }
   return figures;
 }
 
-function usageFigures({ usage }: TurnView): Figure[] {
+/** @param whole Whether all of the answer is on this screen. */
+function usageFigures({ usage }: TurnView, whole: boolean): Figure[] {
   if (!usage) {
     return [];
   }
   const about = usage.estimated ? "≈ " : "";
   return [
     ["generated", `${about}${usage.generatedTokens}`, "Tokens that the engine computed"],
-    ["displayed", `${usage.displayedTokens}`, "Tokens that were on a screen when the turn ended, as far as was told"],
+    whole
+      ? ["displayed", `${usage.deliveredTokens}`, "Tokens on this screen: all that were sent"]
+      : ["displayed", `${usage.displayedTokens}`, "Tokens on a screen when the turn ended"],
     ["wasted", `${about}${usage.wastedTokens}`, "Tokens computed after a stop, which nobody gets"],
   ];
 }

@@ -461,7 +461,7 @@ export type Snapshot = Message<"backchannel.v1.Snapshot"> & {
   seq: bigint;
 
   /**
-   * Another Snapshot frame with further turns follows; append its turns.
+   * Another Snapshot frame follows; append its turns and its queued messages.
    *
    * @generated from field: bool more = 5;
    */
