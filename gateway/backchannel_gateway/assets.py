@@ -39,8 +39,9 @@ CONTENT_TYPES: Final[Mapping[str, str]] = MappingProxyType(
 )
 _COMPRESSIBLE: Final = frozenset({"css", "html", "js", "json", "svg", "txt", "wasm", "webmanifest"})
 
-# A name with a digest of its content in it, as Vite makes them: never other content.
-_HASHED: Final = re.compile(r"-[A-Za-z0-9_-]{8,}\.[a-z0-9]+$")
+# A name with a digest of its content, as Vite makes them (8 characters of base64url): never other
+# content. What looks like a word is taken for one, and asked for again.
+_HASHED: Final = re.compile(r"-(?=[^.]*[0-9A-Z_])[A-Za-z0-9_-]{8}\.[a-z0-9]+$")
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 # Kept, but asked for each time whether it is still the same.
 REVALIDATE: Final = "no-cache"

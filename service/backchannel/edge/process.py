@@ -25,7 +25,7 @@ import structlog
 
 from backchannel.edge import binary
 from backchannel.edge.admin import Admin
-from backchannel.edge.rendering import EdgeError, Placement, write
+from backchannel.edge.rendering import DESCRIPTORS_NAME, EdgeError, Placement, write
 from backchannel.listen import Address
 
 _LISTENER: Final = "edge"
@@ -150,7 +150,8 @@ class Edge:
             replace(
                 self._placement,
                 admin=Address(str(socket_path), None),
-                descriptors=str(self._folder / "backchannel.pb"),
+                descriptors=str(self._folder / DESCRIPTORS_NAME),
+                linux=sys.platform == "linux",
             ),
         )
         self._last_words.clear()

@@ -55,6 +55,7 @@ class Placement:
         overlays: Names of files in `envoy/overlays/`, or paths.
         tls_certificate: A PEM file with the chain, for the overlay `tls`.
         tls_key: A PEM file with its key.
+        linux: Whether it runs there; socket options have other numbers elsewhere.
     """
 
     listen: Address
@@ -66,6 +67,7 @@ class Placement:
     overlays: tuple[str, ...] = ()
     tls_certificate: str = ""
     tls_key: str = ""
+    linux: bool = True
 
 
 def template_folder() -> Path:
@@ -138,7 +140,12 @@ def merge(base: Any, over: Any) -> Any:
 
 
 def _named(tree: Any) -> bool:
-    return isinstance(tree, list) and all(isinstance(one, dict) and "name" in one for one in tree)
+    """Whether it is a list of things with names; socket options have numbers there."""
+    return (
+        isinstance(tree, list)
+        and bool(tree)
+        and all(isinstance(one, dict) and isinstance(one.get("name"), str) for one in tree)
+    )
 
 
 def _overlay(folder: Path, name: str) -> Tree:
@@ -168,6 +175,8 @@ def _place(tree: Tree, placement: Placement) -> None:
         _place_cluster(cluster, placement.upstreams)
     for listener in tree["static_resources"]["listeners"]:
         listener["address"]["socket_address"].update(_socket(placement.listen))
+        if not placement.linux:
+            listener.pop("socket_options")
         for chain in listener["filter_chains"]:
             if placement.tls_certificate:
                 _place_tls(chain, placement)

@@ -6,6 +6,7 @@ The other tests here show what the settings do; these say why they must not be c
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -158,6 +159,13 @@ def test_a_slow_reader_holds_little(tree: Tree) -> None:
     for cluster in clusters(tree):
         assert cluster["per_connection_buffer_limit_bytes"] == 32768
         assert http2(cluster)["initial_stream_window_size"] == 65536
+
+
+def test_the_kernel_holds_little_of_it_too(tree: Tree) -> None:
+    # By default it takes up to 4 MiB (tcp_wmem) that nobody reads.
+    (option,) = listener(tree)["socket_options"]
+    assert (option["level"], option["name"]) == (socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+    assert option["int_value"] == 65536
 
 
 def test_slow_readers_do_not_stop_the_others_of_their_connection(tree: Tree) -> None:
