@@ -2,7 +2,7 @@
 
 Private to the service and versioned: a reader refuses a version it does not know. Made only while
 nothing runs, so a running turn or an open call is always told by events that are still there.
-The encoding is JSON, with protobuf messages as base64 of their bytes.
+The encoding is a CRC-32 in hexadecimal and JSON, with protobuf messages as base64 of their bytes.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import base64
 import json
 from typing import Any, Final, TypeVar
+from zlib import crc32
 
 from google.protobuf.message import DecodeError, Message
 
@@ -69,7 +70,8 @@ def dump(state: SessionState) -> bytes:
             if frame.time_ns >= oldest_ns
         ],
     }
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    body = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
+    return b"%08x" % crc32(body) + body
 
 
 def _dump_turn(turn: Turn) -> dict[str, Any]:
@@ -113,7 +115,10 @@ def load(data: bytes) -> SessionState:
         BackchannelError: `LOG_CORRUPT`: the bytes are damaged or of another version.
     """
     try:
-        record = json.loads(data)
+        body = data[8:]
+        if int(data[:8], 16) != crc32(body):
+            raise ValueError("the checksum does not fit")
+        record = json.loads(body)
         if record["version"] != VERSION:
             raise BackchannelError(
                 Reason.LOG_CORRUPT,

@@ -18,6 +18,7 @@ class Run:
     """A question that an engine is working on.
 
     Attributes:
+        round: Which question of the turn, from 0.
         delivered: Tokens of it that went into the log.
         wasted: Tokens of it that came after a stop.
         calls: The ids of its tool calls by the engine's own numbering.
@@ -26,6 +27,7 @@ class Run:
 
     run_id: str
     turn_id: str
+    round: int
     delivered: int = 0
     wasted: int = 0
     calls: dict[int, str] = field(default_factory=dict)
@@ -48,7 +50,6 @@ class Bill:
     Attributes:
         admitted_ns: When an engine first took it up; 0 if none has, or if nobody knows any more.
         wasted: Tokens computed but not in the log.
-        tool_rounds: Questions that led to tool calls.
         estimated: Some engine could not confirm its count.
     """
 
@@ -56,7 +57,6 @@ class Bill:
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     wasted: int = 0
-    tool_rounds: int = 0
     estimated: bool = False
 
 

@@ -190,6 +190,9 @@ class Session:
                 )
             status, seq, turn_id = self._dispatch(frame)
         except BackchannelError as error:
+            if error.reason is Reason.LOG_CORRUPT:
+                # Not the client's doing: an event of ours does not fit, and the owner must know.
+                raise
             return draft.take(
                 frame_pb2.Receipt(
                     frame_id=frame_id[:_FRAME_ID_CHARS],
@@ -517,7 +520,6 @@ class Session:
         owner.absent_since_ns = now_ns
         if turn is not None:
             owner.bill.estimated = True
-            owner.bill.tool_rounds = turn.tool_rounds
             owner.recovered_ns = now_ns
             if self.state.phase is Phase.STOPPING:
                 self._turns.finish(session_pb2.FINISH_REASON_INTERRUPTED)

@@ -103,7 +103,6 @@ class SessionState:
             turn = self.turns[-1]
             if event.output_delta.turn_id != turn.turn_id:
                 raise self._corrupt(event, "is about a turn that does not run")
-            turn.begin_output()
             turn.add_delta(event.seq, event.output_delta, now_ns)
             self.content_bytes += len(event.output_delta.text)
         else:
@@ -200,7 +199,7 @@ class SessionState:
         turn = self._running(event, started.turn_id)
         if started.call_id in self.calls:
             raise self._corrupt(event, "starts a tool call that there is already")
-        turn.begin_output()
+        turn.enter_round(started.round)
         call = Call(started.call_id, turn.turn_id, started.name)
         turn.calls.append(call)
         self.calls[call.call_id] = call

@@ -71,7 +71,7 @@ class Call:
 
 @dataclass(slots=True)
 class Round:
-    """One question to the engine: where its text ends and how many calls there were by then."""
+    """A question to the engine that was answered: where its text and its calls end."""
 
     text_end: int
     reasoning_end: int
@@ -170,26 +170,20 @@ class Turn:
         """The calls of the running round."""
         return self.calls[self.rounds[-1].calls_end if self.rounds else 0 :]
 
-    @property
-    def tool_rounds(self) -> int:
-        """Rounds so far in which a call was announced."""
-        return len(self.rounds) + any(call.ready for call in self.round_calls)
-
     def call(self, call_id: str) -> Call | None:
         """The call of that id, if it is of this turn."""
         return next((call for call in self.calls if call.call_id == call_id), None)
 
-    def begin_output(self) -> None:
-        """Close the running round if its calls are all answered: output after that is a new one."""
-        if not self.calls:
-            return
-        ready = [call for call in self.round_calls if call.ready]
-        if ready and not any(call.open for call in ready):
+    def enter_round(self, round_: int) -> None:
+        """Output of this round begins: what came before it is over."""
+        while len(self.rounds) < round_:
             self.rounds.append(Round(self.text_chars, self.reasoning_chars, len(self.calls)))
 
     def add_delta(self, seq: int, delta: event_pb2.OutputDelta, now_ns: int) -> None:
         """Take in a delta of text or reasoning."""
         text, tokens = delta.text, delta.token_count
+        if delta.round:
+            self.enter_round(delta.round)
         if delta.channel == REASONING:
             self.reasoning_parts.append(text)
             self.reasoning_chars += len(text)

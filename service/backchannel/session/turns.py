@@ -89,9 +89,9 @@ class Turns:
         self._owner.bill = Bill()
         turn = state.turns[-1]
         self._owner.displayed.forget_before(turn)
-        self._ask(turn)
+        self._ask(turn, 0)
 
-    def _ask(self, turn: Turn) -> None:
+    def _ask(self, turn: Turn, round_: int) -> None:
         """Ask the engine, for the first time or with the results of a round."""
         state, owner = self._state, self._owner
         sampling = merged_sampling(state.config.sampling, turn.inputs[-1].sampling)
@@ -101,7 +101,7 @@ class Turns:
                 self.finish(session_pb2.FINISH_REASON_LENGTH)
                 return
             sampling.max_tokens = left
-        owner.run = Run(self._ids("run"), turn.turn_id)
+        owner.run = Run(self._ids("run"), turn.turn_id, round_)
         self._draft.effect(
             StartEngine(
                 run_id=owner.run.run_id,
@@ -121,7 +121,7 @@ class Turns:
         if turn is None or self._owner.run is not None or self._owner.stop is not None:
             return
         if self._state.phase is Phase.GENERATING:
-            self._ask(turn)
+            self._ask(turn, len(turn.rounds) + 1)
 
     # --- what the engine says ----------------------------------------------------------------
 
@@ -162,6 +162,7 @@ class Turns:
         delta.text = text
         delta.offset = turn.text_chars if channel == TEXT else turn.reasoning_chars
         delta.token_count = token_count
+        delta.round = run.round
         if logprobs:
             delta.logprobs.extend(logprobs)
         self._draft.put(event)
@@ -171,14 +172,16 @@ class Turns:
         run = self.run(run_id)
         if run is None or self._owner.stop is not None:
             return
-        if self._owner.bill.tool_rounds >= self._state.config.limits.max_tool_rounds:
+        if run.round >= self._state.config.limits.max_tool_rounds:
             self.stop(session_pb2.FINISH_REASON_TOOL_CALLS, "TOOL_CALLS")
             return
         call_id = self._ids("call")
         run.calls[index] = call_id
         self._draft.emit(
             "tool_call_started",
-            event_pb2.ToolCallStarted(turn_id=run.turn_id, call_id=call_id, name=name),
+            event_pb2.ToolCallStarted(
+                turn_id=run.turn_id, call_id=call_id, name=name, round=run.round
+            ),
         )
 
     def tool_fragment(self, run_id: str, index: int, text: str, token_count: int) -> None:
@@ -263,6 +266,7 @@ class Turns:
             delta = event.output_delta
             delta.turn_id, delta.channel, delta.token_count = turn.turn_id, TEXT, silent
             delta.offset = turn.text_chars
+            delta.round = run.round
             self._draft.put(event)
         if cause == "stopped":
             gone = BackchannelError(
@@ -270,7 +274,6 @@ class Turns:
             )
             self.stop(session_pb2.FINISH_REASON_ERROR, "ERROR", gone.to_status())
         elif run.ready_calls:
-            bill.tool_rounds += 1
             self.calls_answered()
         else:
             self.finish(_REASONS.get(cause, session_pb2.FINISH_REASON_STOP))

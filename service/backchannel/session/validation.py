@@ -81,6 +81,15 @@ def _bytes_at_most(limit: int) -> Check:
     return check
 
 
+def _chars_at_most(limit: int) -> Check:
+    def check(value: str) -> Finding:
+        if len(value) <= limit:
+            return None
+        return Reason.FIELD_TOO_LONG, f"must be at most {limit} characters"
+
+    return check
+
+
 def _items_at_most(limit: int) -> Check:
     def check(value: Any) -> Finding:
         if len(value) <= limit:
@@ -246,7 +255,7 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
         "temperature": (_within(0, 2),),
         "top_p": (_above(0, 1),),
         "top_k": (_within(1, 10_000),),
-        "stop": (_items_at_most(16), _each(_required, _bytes_at_most(KIB))),
+        "stop": (_items_at_most(16), _each(_required, _chars_at_most(256))),
         "logprobs": (_within(0, 20),),
         "min_p": (_within(0, 1),),
         "presence_penalty": (_within(-2, 2),),

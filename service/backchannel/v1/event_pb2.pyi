@@ -304,6 +304,7 @@ class OutputDelta(_message.Message):
     OFFSET_FIELD_NUMBER: _builtins.int
     TOKEN_COUNT_FIELD_NUMBER: _builtins.int
     LOGPROBS_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     channel: Global___Channel.ValueType
     text: _builtins.str
@@ -312,6 +313,10 @@ class OutputDelta(_message.Message):
     """Where `text` begins, in characters from the start of this channel in this turn."""
     token_count: _builtins.int
     """Tokens newly counted with this delta. Tokens without text ride on the next delta."""
+    round: _builtins.int
+    """Which question to the engine it answers: 0 for the turn's first, one more after each round of
+    tool calls.
+    """
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprob]:
         """If asked for with Sampling.logprobs. May cover fewer tokens than `token_count`."""
@@ -325,10 +330,11 @@ class OutputDelta(_message.Message):
         offset: _builtins.int = ...,
         token_count: _builtins.int = ...,
         logprobs: _abc.Iterable[Global___TokenLogprob] | None = ...,
+        round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "logprobs", b"logprobs", "offset", b"offset", "text", b"text", "token_count", b"token_count", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "logprobs", b"logprobs", "offset", b"offset", "round", b"round", "text", b"text", "token_count", b"token_count", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -373,20 +379,24 @@ class ToolCallStarted(_message.Message):
     TURN_ID_FIELD_NUMBER: _builtins.int
     CALL_ID_FIELD_NUMBER: _builtins.int
     NAME_FIELD_NUMBER: _builtins.int
+    ROUND_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     call_id: _builtins.str
     """Unique within the session."""
     name: _builtins.str
+    round: _builtins.int
+    """As in OutputDelta. Calls of one round are answered before the engine is asked again."""
     def __init__(
         self,
         *,
         turn_id: _builtins.str = ...,
         call_id: _builtins.str = ...,
         name: _builtins.str = ...,
+        round: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "name", b"name", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "name", b"name", "round", b"round", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

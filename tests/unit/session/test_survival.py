@@ -6,6 +6,7 @@ import base64
 import json
 from functools import partial
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -508,8 +509,12 @@ def test_a_checkpoint_holds_all_of_the_state() -> None:
         driver.session.checkpoint()
 
 
+def _sealed(body: bytes) -> bytes:
+    return b"%08x" % crc32(body) + body
+
+
 def _changed(data: bytes, **fields: Any) -> bytes:
-    return json.dumps({**json.loads(data), **fields}).encode()
+    return _sealed(json.dumps({**json.loads(data[8:]), **fields}).encode())
 
 
 def test_a_damaged_checkpoint_is_data_loss() -> None:
@@ -528,7 +533,10 @@ def test_a_damaged_checkpoint_is_data_loss() -> None:
         _changed(data, turns=[{}]),
         _changed(data, config=half),
         _changed(data, queue=[["a"]]),
-        b"[" * 100_000,
+        # One word of the conversation has become another.
+        data.replace(b'"one"', b'"two"'),
+        _sealed(b"[]"),
+        _sealed(b"[" * 100_000),
     ):
         assert raises_reason(partial(driver.folded, bad)) == "LOG_CORRUPT"
 

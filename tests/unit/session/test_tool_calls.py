@@ -160,6 +160,31 @@ def test_the_engine_is_asked_again_when_all_calls_are_answered() -> None:
     assert [one.call_id for one in driver.asked.messages[2:]] == [first, second]
 
 
+def test_a_result_in_the_middle_of_a_round_does_not_begin_another() -> None:
+    """What the model wrote in one go is told as one message, also after a crash."""
+    driver = Driver(tools=[tool(), tool("other")], limits=limits(max_tool_rounds=1))
+    driver.say("Look")
+    first = driver.call("look")
+    driver.result(first, "r1", json="1")
+    driver.text("And the other. ")
+    second = driver.call("other")
+    driver.finish("tool_calls")
+    driver.lose()
+    driver.result(second, "r2", json="2")
+    assert spoken(driver.asked.messages) == [
+        ("user", "Look"),
+        ("assistant", 'And the other. look({"a":1})other({"a":1})'),
+        ("tool", "1"),
+        ("tool", "2"),
+    ]
+    # It was one round, so one more call is one too many.
+    driver.text("Done")
+    assert driver.of("output_delta")[-1].round == 1
+    driver.begin_call()
+    driver.finish("stopped")
+    assert driver.ending.finish_reason == TOOL_CALLS
+
+
 def test_results_may_come_while_the_model_still_writes() -> None:
     driver = Driver(tools=[tool()])
     driver.say("Look")
