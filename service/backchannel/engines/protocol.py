@@ -20,7 +20,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import Final, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from backchannel.v1 import event_pb2, session_pb2
 
@@ -85,9 +85,8 @@ class Prompt:
     continue_text: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class TextChunk:
-    """Tokens of text.
+class TextChunk(NamedTuple):
+    """Tokens of text. A tuple, which is made several times as fast as a dataclass.
 
     `text` may be empty when the tokens have none yet; `token_count` is 0 for the rest of a token
     that was counted with its beginning.

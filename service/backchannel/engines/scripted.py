@@ -252,6 +252,8 @@ class ScriptedGeneration:
         self._pace = pace
         self._timer = timer
         self._ended = ended
+        # Asking for the loop costs a system call (Python 3.11), and a wait is every token's.
+        self._loop = asyncio.get_running_loop()
         sampling = prompt.sampling
         self._limit = sampling.max_tokens if sampling.HasField("max_tokens") else None
         self._stop_strings = StopStrings(sampling.stop) if sampling.stop else None
@@ -280,8 +282,7 @@ class ScriptedGeneration:
         self._stopped = True
         if self._begun and self._pace.interval_s and self._due <= self._timer.time():
             self._produced += self._has_next()
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        self._wake()
         self._ended(self)
 
     async def aclose(self) -> None:
@@ -386,8 +387,8 @@ class ScriptedGeneration:
 
     async def _wait(self, until: float | None) -> None:
         """Wait for a time (None: for ever) or a stop, whichever comes first."""
-        self._waiter = waiter = asyncio.get_running_loop().create_future()
-        handle = None if until is None else self._timer.call_at(until, lambda: _wake(waiter))
+        waiter = self._waiter = self._loop.create_future()
+        handle = None if until is None else self._timer.call_at(until, self._wake)
         try:
             await waiter
         finally:
@@ -395,10 +396,9 @@ class ScriptedGeneration:
             if handle is not None:
                 handle.cancel()
 
-
-def _wake(waiter: asyncio.Future[None]) -> None:
-    if not waiter.done():
-        waiter.set_result(None)
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class ScriptedEngine:

@@ -5,8 +5,9 @@ session has and hands it to the log as one append. While that is under way the n
 so that a slow log gets fewer and larger appends, and a fast one an append a tick of the loop. There
 is one append at a time, which is also what keeps a session's events in order.
 
-An append has a price that does not depend on its size (a hop to another thread and back, a
-transaction). So appends that carry nothing but output keep a small distance from each other, and
+An append has a price that does not depend on its size: a transaction, a hop to another thread and
+back, and with a log in memory still the rounds of the event loop in which its sessions' readers
+wake. So appends that carry nothing but output keep a small distance from each other, and
 one takes what would have been several. A lone session never notices: its tokens are further apart.
 Whatever somebody waits for, or could (a stop, a receipt, the beginning and end of a turn), hurries.
 

@@ -20,8 +20,8 @@ class HostConfig:
         max_waiting_runs: Generations of one model that wait for a place; one more is `ENGINE_BUSY`.
         max_owed_receipts: Receipts that one reader has not taken; at so many `Reader.room` waits.
         max_backlog_bytes: Events of all sessions, not committed yet; above that inputs wait.
-        commit_pace_s: The least time between two appends that carry nothing but output, to a log
-            that survives the process; the price in latency of a cheaper token.
+        commit_pace_s: The least time between two appends that carry nothing but output; the price
+            in latency of a cheaper token.
         max_ahead_events: How far a generation may run ahead of the log.
         heartbeat_s: The longest silence on a stream.
         frame_events: The most events in one frame.

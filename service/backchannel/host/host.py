@@ -103,7 +103,7 @@ class Host:
             log,
             max_backlog_bytes=config.max_backlog_bytes,
             # An append to memory is a function call: nothing to save.
-            pace_s=0.0 if log.survival is Survival.NOTHING else config.commit_pace_s,
+            pace_s=config.commit_pace_s,
         )
         self._admission = Admission(max_waiting=config.max_waiting_runs)
         self._resources = Resources(

@@ -92,22 +92,22 @@ class MemoryLog:
         self._check(batch)
         for append in batch:
             session = self._sessions.get(append.session_id)
-            before = 0
             if session is None:
                 # `_check` has seen to it that there is a head.
                 assert append.head is not None  # noqa: S101 - for the type checker
                 session = _Session(append.head, append.time_ns)
                 self._sessions[append.session_id] = session
                 self._tombstones.pop(append.session_id, None)
-            else:
-                before = session.bytes
-                if append.head is not None:
-                    session.head = append.head
-                    session.update_time_ns = append.time_ns
+                self._bytes += session.bytes
+            elif append.head is not None:
+                self._bytes += len(append.head.session) - len(session.head.session)
+                session.head = append.head
+                session.update_time_ns = append.time_ns
             session.events.extend(append.events)
             session.times_ns.extend([append.time_ns] * len(append.events))
-            session.event_bytes += sum(map(len, append.events))
-            self._bytes += session.bytes - before
+            size = sum(map(len, append.events))
+            session.event_bytes += size
+            self._bytes += size + _EVENT_BYTES * len(append.events)
 
     def _check(self, batch: Sequence[Append]) -> None:
         last_seqs: dict[str, int] = {}

@@ -24,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from types import TracebackType
-from typing import Protocol, Self
+from typing import NamedTuple, Protocol, Self
 
 from backchannel.errors import BackchannelError, Reason
 
@@ -52,9 +52,8 @@ class Head:
     expire_time_ns: int
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
-    """Events of one session, in order.
+class Append(NamedTuple):
+    """Events of one session, in order. A tuple, which is made several times as fast as a dataclass.
 
     Attributes:
         session_id: Which session. `first_seq == 1` creates it.

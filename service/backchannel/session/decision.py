@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
@@ -50,9 +51,8 @@ class SetTimer:
 Effect = StartEngine | StopEngine | SetTimer
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The outcome of one input.
+class Decision(NamedTuple):
+    """The outcome of one input. A tuple, which is made several times as fast as a dataclass.
 
     Attributes:
         events: To be appended as one. The session has applied them already, in memory.

@@ -60,7 +60,8 @@ async def test_a_reader_resumes_anywhere_without_gap_or_repeat() -> None:
 
 
 async def test_a_slow_reader_gets_what_piled_up_as_one_frame() -> None:
-    async with hosting() as run:
+    # Every token an append of its own, so that nothing piles up for the fast one.
+    async with hosting(settings=HostConfig(commit_pace_s=0.0)) as run:
         live = (await run.create()).live
         fast, slow = attach(live), attach(live)
         await slow.next()
