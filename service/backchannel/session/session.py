@@ -32,6 +32,7 @@ from backchannel.session.configuration import (
 )
 from backchannel.session.decision import Decision, SetTimer, StopEngine
 from backchannel.session.draft import Draft
+from backchannel.session.inputs import Inputs
 from backchannel.session.owner import Owner
 from backchannel.session.receipts import FrameRecord
 from backchannel.session.state import SessionState, stamp_of
@@ -39,19 +40,13 @@ from backchannel.session.table import Phase
 from backchannel.session.tools import Tools
 from backchannel.session.turn import Turn
 from backchannel.session.turns import Turns
-from backchannel.session.validation import MIB, check_frame, duration_ns
+from backchannel.session.validation import check_frame, duration_ns
 from backchannel.session.views import SNAPSHOT_MAX_BYTES, session_view, snapshots
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
-MAX_CONTENT_BYTES: Final = 64 * MIB
 _FRAME_ID_CHARS: Final = 128
 
-_ACCEPTED: Final = frame_pb2.RECEIPT_STATUS_ACCEPTED
-_STALE: Final = frame_pb2.RECEIPT_STATUS_STALE
 _POLICY: Final = session_pb2.DisconnectPolicy
-
-# What a frame was answered: status, seq of its own event, turn.
-_Answer = tuple[frame_pb2.ReceiptStatus.ValueType, int, str]
 
 
 class Session:
@@ -69,6 +64,7 @@ class Session:
         self._draft = Draft(state)
         self._turns = Turns(self._draft, self._owner, ids)
         self._tools = Tools(self._draft, self._owner, self._turns)
+        self._inputs = Inputs(self._draft, self._owner, self._turns, self._tools)
 
     @classmethod
     def create(
@@ -188,7 +184,7 @@ class Session:
                 raise BackchannelError(
                     Reason.SESSION_CLOSED, "this session is closed; create a new one"
                 )
-            status, seq, turn_id = self._dispatch(frame)
+            status, seq, turn_id = self._inputs.take(frame)
         except BackchannelError as error:
             if error.reason is Reason.LOG_CORRUPT:
                 # Not the client's doing: an event of ours does not fit, and the owner must know.
@@ -225,175 +221,6 @@ class Session:
             seq=known.seq,
             turn_id=known.turn_id,
         )
-
-    def _dispatch(self, frame: frame_pb2.ClientFrame) -> _Answer:
-        match frame.WhichOneof("frame"):
-            case "message":
-                return self._message(frame.message)
-            case "tool_result":
-                seq, turn_id = self._tools.result(frame.tool_result)
-                return _ACCEPTED, seq, turn_id
-            case "tool_progress":
-                taken = self._tools.progress(frame.tool_progress)
-                return (_ACCEPTED, *taken) if taken is not None else (_STALE, 0, "")
-            case "interrupt":
-                return self._interrupt(frame.interrupt)
-            case "ack":
-                return self._ack(frame.ack)
-            case "ping":
-                return _ACCEPTED, 0, ""
-            case kind:
-                raise BackchannelError(
-                    Reason.FRAME_NOT_FOR_SEND,
-                    f"{kind} is about a stream; only Converse takes it",
-                    field=kind or "frame",
-                )
-
-    def _message(self, message: session_pb2.UserMessage) -> _Answer:
-        state, draft = self.state, self._draft
-        last = state.last_turn
-        if message.expected_turn_id and (last is None or last.turn_id != message.expected_turn_id):
-            raise BackchannelError(
-                Reason.TURN_MISMATCH,
-                "another turn is running (or was the last) by now; look at it, then send again",
-                field="message.expected_turn_id",
-                metadata={"turn_id": last.turn_id if last else ""},
-            )
-        offset = message.displayed_offset if message.HasField("displayed_offset") else None
-        seen = last if message.expected_turn_id else self._turn_at(message.displayed_seq)
-        self._check_position("message", message.displayed_seq, offset, seen)
-        urgent = message.delivery == session_pb2.DELIVERY_INTERRUPT
-        self._check_room(message, urgent)
-        self._saw(seen, message.displayed_seq, offset)
-        self._owner.absent_since_ns = max(self._owner.absent_since_ns, draft.now_ns)
-        seq = draft.emit(
-            "input_accepted",
-            event_pb2.InputAccepted(frame_id=draft.frame_id, message=message),
-            caused=True,
-        )
-        if urgent and last is not None:
-            explicit = offset is not None or message.displayed_seq > 0
-            self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit)
-        self._turns.start_next()
-        # Without a frame_id there is no record to read the turn from.
-        running = state.running
-        if running is None or any(queued.seq == seq for queued in state.queue):
-            return _ACCEPTED, seq, ""
-        return _ACCEPTED, seq, running.turn_id
-
-    def _check_room(self, message: session_pb2.UserMessage, urgent: bool) -> None:
-        waiting = sum(queued.urgent == urgent for queued in self.state.queue)
-        if waiting >= self.state.config.limits.max_queued_messages:
-            raise BackchannelError(
-                Reason.QUEUE_FULL,
-                f"{waiting} messages wait already (limits.max_queued_messages); "
-                "wait for a turn to finish, or withdraw one with an interrupt",
-                field="message",
-            )
-        if self.state.content_bytes + message.ByteSize() > MAX_CONTENT_BYTES:
-            raise BackchannelError(
-                Reason.SESSION_FULL,
-                f"this session holds {MAX_CONTENT_BYTES // MIB} MiB already; create a new one",
-                field="message",
-            )
-
-    def _cut_short(self, turn: Turn, keep: event_pb2.Keep.ValueType, *, explicit: bool) -> int:
-        """Stop `turn`, or cut it back if it ended before the reader had seen all of it.
-
-        Returns:
-            The seq of the event that says so; 0 if it was too late for either.
-        """
-        state, owner = self.state, self._owner
-        displayed = owner.displayed.chars(turn)
-        if state.running is turn:
-            if state.phase is Phase.STOPPING or owner.stop is not None:
-                return 0
-            return self._turns.interrupt(keep, displayed)
-        if (
-            turn is not state.last_turn
-            or state.phase is not Phase.IDLE
-            or keep not in (event_pb2.KEEP_UNSPECIFIED, event_pb2.KEEP_DISPLAYED)
-            or not explicit
-            or turn.kept_chars is not None
-            or displayed >= turn.text_chars
-        ):
-            return 0
-        return self._draft.emit(
-            "turn_truncated",
-            event_pb2.TurnTruncated(
-                turn_id=turn.turn_id,
-                frame_id=self._draft.frame_id,
-                kept_chars=displayed,
-                dropped_chars=turn.text_chars - displayed,
-            ),
-            caused=True,
-        )
-
-    def _interrupt(self, interrupt: frame_pb2.Interrupt) -> _Answer:
-        state, draft = self.state, self._draft
-        offset = interrupt.displayed_offset if interrupt.HasField("displayed_offset") else None
-        wanted = interrupt.target_frame_id
-        if wanted and any(queued.frame_id == wanted for queued in state.queue):
-            seq = draft.emit(
-                "input_withdrawn", event_pb2.InputWithdrawn(frame_id=wanted), caused=True
-            )
-            return _ACCEPTED, seq, ""
-        turn = next(
-            (
-                turn
-                for turn in reversed(state.turns)
-                if turn.turn_id == interrupt.turn_id or (wanted and wanted in turn.frame_ids)
-            ),
-            None,
-        )
-        # Only the last turn can still be cut; for any other the position no longer matters.
-        current = turn if turn is state.last_turn else None
-        self._check_position(
-            "interrupt", interrupt.displayed_seq, offset if current else None, current
-        )
-        if turn is None or current is None:
-            return _STALE, 0, turn.turn_id if turn else interrupt.turn_id
-        self._saw(turn, interrupt.displayed_seq, offset)
-        explicit = offset is not None or interrupt.displayed_seq > 0
-        seq = self._cut_short(turn, interrupt.keep, explicit=explicit)
-        return _ACCEPTED if seq else _STALE, seq, turn.turn_id
-
-    def _ack(self, ack: frame_pb2.Ack) -> _Answer:
-        offset = ack.displayed_offset if ack.HasField("displayed_offset") else None
-        turn = self._turn_at(ack.displayed_seq)
-        self._check_position("ack", ack.displayed_seq, offset, turn)
-        self._saw(turn, ack.displayed_seq, offset)
-        return _ACCEPTED, 0, ""
-
-    def _turn_at(self, seq: int) -> Turn | None:
-        """The turn that holds event `seq`; if none does, the running one, or the last."""
-        begun = (turn for turn in reversed(self.state.turns) if turn.started_seq <= seq)
-        turn = next(begun, None)
-        if turn is None or 0 < turn.ended_seq < seq:
-            return self.state.last_turn
-        return turn
-
-    def _saw(self, turn: Turn | None, seq: int, offset: int | None) -> None:
-        """Note a position; those in turns before the last no longer matter."""
-        if turn is self.state.last_turn or offset is None:
-            self._owner.displayed.saw(turn, seq, offset)
-
-    def _check_position(self, frame: str, seq: int, offset: int | None, turn: Turn | None) -> None:
-        if seq > self.state.last_seq:
-            raise BackchannelError(
-                Reason.POSITION_BEYOND_END,
-                f"nobody can have seen event {seq}: the newest is {self.state.last_seq}",
-                field=f"{frame}.displayed_seq",
-                metadata={"last_seq": str(self.state.last_seq)},
-            )
-        text_chars = turn.text_chars if turn is not None else 0
-        if offset is not None and offset > text_chars:
-            raise BackchannelError(
-                Reason.POSITION_BEYOND_END,
-                f"nobody can have seen {offset} characters: the turn has {text_chars}",
-                field=f"{frame}.displayed_offset",
-                metadata={"text_chars": str(text_chars)},
-            )
 
     # --- the engine --------------------------------------------------------------------------
 

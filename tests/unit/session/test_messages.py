@@ -214,7 +214,7 @@ def test_the_sampling_of_a_message_wins_field_by_field() -> None:
 
 
 def test_a_session_that_is_full_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backchannel.session.session.MAX_CONTENT_BYTES", 60)
+    monkeypatch.setattr("backchannel.session.inputs.MAX_CONTENT_BYTES", 60)
     driver = Driver()
     driver.say("x" * 40)
     assert refusal(driver.say("x" * 40)) == "SESSION_FULL"
