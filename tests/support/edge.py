@@ -11,6 +11,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import h2.connection
+import h2.errors
+import h2.events
 import httpx
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -196,6 +199,49 @@ async def events(
     accept = {"accept": "text/event-stream"}
     async with client.stream("GET", path, headers={**accept, **(headers or {})}) as response:
         yield EventStream(response)
+
+
+class RawH2:
+    """One HTTP/2 connection without TLS, frame by frame: sees trailers, and can reset a stream."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
+        self.http = h2.connection.H2Connection()
+        self.http.initiate_connection()
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def connected(cls, address: Address) -> AsyncIterator[RawH2]:
+        reader, writer = await asyncio.open_connection(address.host, address.port)
+        try:
+            yield cls(reader, writer)
+        finally:
+            writer.close()
+
+    def get(self, path: str) -> int:
+        """Ask; the stream's number."""
+        stream = self.http.get_next_available_stream_id()
+        headers = {":method": "GET", ":scheme": "http", ":authority": "localhost", ":path": path}
+        self.http.send_headers(stream, list(headers.items()), end_stream=True)
+        self._writer.write(self.http.data_to_send())
+        return stream
+
+    def reset(self, stream: int) -> None:
+        """Cancel one stream; the connection goes on."""
+        self.http.reset_stream(stream, h2.errors.ErrorCodes.CANCEL)
+        self._writer.write(self.http.data_to_send())
+
+    async def next(self) -> list[Any]:
+        """What came with the next piece; empty at the end."""
+        async with asyncio.timeout(PATIENCE_S):
+            data = await self._reader.read(65536)
+        found = self.http.receive_data(data) if data else []
+        for event in found:
+            if isinstance(event, h2.events.DataReceived):
+                size = event.flow_controlled_length or 0
+                self.http.acknowledge_received_data(size, event.stream_id or 0)
+        self._writer.write(self.http.data_to_send())
+        return list(found)
 
 
 # --- gRPC-Web ---------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -295,6 +296,23 @@ def test_the_access_log_has_no_whole_session_id(tree: Tree) -> None:
     fields = log["typed_config"]["log_format"]["json_format"]
     assert fields["path"] == "%DYNAMIC_METADATA(envoy.filters.http.lua:path)%"
     assert not [name for name, value in fields.items() if ":PATH" in value or "PATH(" in value]
+
+
+def test_the_file_can_be_rendered_for_an_envoy_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backchannel", "edge", "render", "--output", str(tmp_path)]
+    command += ["--listen", "0.0.0.0:80", "--upstream", "a:1", "--upstream", "b:2"]
+    command += ["--origin", "https://friend.example", "--descriptors", "/etc/envoy/backchannel.pb"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    tree = strict_yaml.load(tmp_path / "envoy.yaml")
+    assert listener(tree)["address"]["socket_address"]["port_value"] == 80
+    assert http_filter(tree, "grpc_json_transcoder")["proto_descriptor"].startswith("/etc/envoy/")
+    assert (tmp_path / "backchannel.pb").read_bytes() == descriptor_set()
+    done = subprocess.run(
+        [*command, "--overlay", "no"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "Error: the overlay no cannot be read" in done.stderr
 
 
 # --- and that Envoy takes it ------------------------------------------------------------------

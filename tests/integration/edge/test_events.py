@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
+from h2.events import StreamEnded, TrailersReceived
 
 from backchannel.host.config import HostConfig
-from tests.support.edge import EventStream, Site, create, events, gone, readers, say, site
+from tests.support.edge import EventStream, RawH2, Site, create, events, gone, readers, say, site
 
 WORDS = "one two three"
 
@@ -216,6 +218,33 @@ async def test_a_browser_that_leaves_is_noticed_at_once(
     # Before the next token, so not by failing to write one.
     live = await edge.server.host.get(session_id)
     assert live.ledger.committed_seq - int(seq) <= 1
+
+
+async def test_a_stream_that_is_reset_is_noticed_at_once(edge: Site) -> None:
+    # What an EventSource that is closed does, while other tabs share its connection.
+    async with edge.client() as browser:
+        session_id = await create(browser, model="scripted/echo")
+    async with RawH2.connected(edge.edge.address) as connection:
+        stream = connection.get(f"/v1/sessions/{session_id}/events")
+        while not readers(edge.server, session_id):
+            await connection.next()
+        connection.reset(stream)
+        await gone(edge.server, session_id)
+
+
+async def test_there_is_no_grpc_in_the_trailers_either(edge: Site) -> None:
+    async with edge.client() as browser, RawH2.connected(edge.edge.address) as connection:
+        session_id = await create(browser, model="scripted/echo")
+        connection.get(f"/v1/sessions/{session_id}/events")
+        came: list[Any] = []
+        while not any(isinstance(one, StreamEnded) for one in came):
+            more = await connection.next()
+            assert more
+            came += more
+            if readers(edge.server, session_id):
+                await browser.delete(f"/v1/sessions/{session_id}")
+        trailers = [one.headers for one in came if isinstance(one, TrailersReceived)]
+        assert not any(trailers)
 
 
 async def test_a_service_that_is_away_is_asked_again(edge: Site) -> None:
