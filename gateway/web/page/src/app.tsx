@@ -263,6 +263,8 @@ const ICONS = {
   events: "M9 6 3 12l6 6M15 6l6 6-6 6",
   settings: "M4 8h9M17 8h3M4 16h3M11 16h9M13 8a2 2 0 1 0 4 0 2 2 0 1 0-4 0M7 16a2 2 0 1 0 4 0 2 2 0 1 0-4 0",
   bin: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+  copy: "M8 8h11v12H8zM16 8V4H5v12h3",
+  done: "M5 12l5 5 9-10",
   down: "M12 5v14M6 13l6 6 6-6",
   send: "M12 19V5M6 11l6-6 6 6",
   stop: "M7 7h10v10H7z",

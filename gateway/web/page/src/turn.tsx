@@ -2,6 +2,7 @@
 import type { VNode } from "preact";
 import { useState } from "preact/hooks";
 import { FinishReason, type TurnView, countChars } from "@backchannel/client";
+import { Icon } from "./app.js";
 import { CallCard } from "./call-card.js";
 import { endingOf } from "./chat.js";
 import { Markdown } from "./markdown.js";
@@ -149,6 +150,8 @@ function Figures(props: { turn: TurnView; shown: number; painting: boolean; lost
         <button
           type="button"
           class="quiet copy"
+          aria-label="Copy the answer"
+          title="Copy the answer"
           onClick={() => {
             void navigator.clipboard?.writeText(turn.text).then(() => {
               setCopied(true);
@@ -156,7 +159,7 @@ function Figures(props: { turn: TurnView; shown: number; painting: boolean; lost
             });
           }}
         >
-          {copied ? "copied" : "copy"}
+          <Icon name={copied ? "done" : "copy"} />
         </button>
       )}
     </div>
