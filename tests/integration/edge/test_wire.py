@@ -16,6 +16,7 @@ import httpx
 import pytest
 
 from backchannel.edge.process import Edge
+from backchannel.host.config import HostConfig
 from backchannel.listen import Address
 from backchannel.rpc.server import Server
 from backchannel.v1 import conversation_service_pb2 as pb
@@ -294,3 +295,30 @@ async def test_who_stops_reading_holds_little_and_stops_nobody(edge: Site) -> No
             # What has left the service for somebody who takes nothing: sockets, windows, buffers,
             # and one frame.
             assert sum(sizes[:held]) < 1_000_000 < sum(sizes)
+
+
+async def test_a_silent_stream_is_cut_unless_it_has_heartbeats(tmp_path: Path) -> None:
+    overlay = tmp_path / "hasty.yaml"
+    overlay.write_text(
+        "static_resources:\n"
+        "  listeners:\n"
+        "    - name: edge\n"
+        "      filter_chains:\n"
+        "        - name: main\n"
+        "          filters:\n"
+        "            - name: envoy.filters.network.http_connection_manager\n"
+        "              typed_config: {stream_idle_timeout: 1s}\n"
+    )
+    hasty = (str(overlay),)
+    async with site(overlays=hasty) as edge, edge.client() as browser:
+        session_id = await create(browser, model="scripted/echo")
+        async with events(browser, session_id) as stream:
+            await stream.until("session_opened")
+            with pytest.raises(httpx.RemoteProtocolError):
+                await stream.next()
+            await gone(edge.server, session_id)
+    lively = {"sessions": HostConfig(heartbeat_s=0.25)}
+    async with site(server=lively, overlays=hasty) as edge, edge.client() as browser:
+        session_id = await create(browser, model="scripted/echo")
+        async with events(browser, session_id) as stream:
+            await stream.until("heartbeat", 6)
