@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
+import re
+
 import httpx
 import pytest
-
-from backchannel_gateway.assets import Assets
-
-ASSETS = [path for path in Assets.load() if path]
 
 
 async def test_the_page(either: httpx.AsyncClient) -> None:
@@ -37,11 +35,18 @@ async def test_a_page_that_is_still_the_same_is_not_sent_again(either: httpx.Asy
 
 
 async def test_what_the_page_asks_for_is_there(either: httpx.AsyncClient) -> None:
-    for path in ASSETS:
-        response = await either.get(f"/assets/{path}")
+    page = (await either.get("/")).text
+    asked = re.findall(r'(?:src|href)="([^"]+)"', page)
+    # Nothing from elsewhere, and all of it with a digest in its name.
+    assert asked
+    assert all(path.startswith("/assets/") for path in asked)
+    for path in asked:
+        response = await either.get(path)
         assert response.status_code == 200
         assert response.headers["x-content-type-options"] == "nosniff"
-        assert response.content == Assets.load()[path].data
+        assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
+        assert response.headers.get("content-encoding") in ("gzip", None)
+        assert response.content
 
 
 @pytest.mark.parametrize(
