@@ -27,6 +27,8 @@ MIDDLING = 70_000
 OFTEN_LONG = 25_500
 # From here on two in five are drills in interrupts and follow-ups.
 CONTEXT_DRILLS = 31_000
+# And from here on three in five.
+MORE_DRILLS = 39_500
 
 _OPEN = f"{START}assistant\n"
 _ANSWER = re.compile(re.escape(_OPEN) + r"(.*?)" + re.escape(END), re.DOTALL)
@@ -124,7 +126,7 @@ def batches(
             late = index >= CONTEXT_DRILLS
             if index < SHORT_FIRST and index % 5 < 2:
                 talk = drill(f"{seed}/{index}")
-            elif late and index % 5 < 2:
+            elif late and index % 5 < (2 if index < MORE_DRILLS else 3):
                 talk = context_drill(f"{seed}/{index}")
             else:
                 talk = conversation(f"{seed}/{index}", exchanges=exchanges)
