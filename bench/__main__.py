@@ -1,4 +1,4 @@
-"""`python -m bench`: how fast a stop takes hold, and what a token costs.
+"""`python -m bench`: how fast a stop takes hold, what it leaves computed, and what a token costs.
 
 Prints tables; `--markdown FILE` also writes them as a page, with the command that made it.
 """
@@ -8,8 +8,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import os
-import platform
+import shlex
 import statistics
+import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +18,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from backchannel.engines import llama, scripted
+from bench.engines import EngineCase, EngineStop, engine_stops
+from bench.page import Page, Section
 from bench.servers import backchannel, bare
 from bench.stops import Case, Stop, stops
 from bench.tokens import Cost, Load, bare_cost, session_cost
@@ -42,6 +46,19 @@ def _stop_row(name: str, taken: Sequence[Stop]) -> list[str]:
         f"{_percentile(waste, 0.99):.0f}",
         f"{max(waste):.0f}",
         "yes" if all(stop.balanced for stop in taken) else "NO",
+    ]
+
+
+def _engine_row(name: str, taken: Sequence[EngineStop]) -> list[str]:
+    steps = [float(stop.steps) for stop in taken]
+    return [
+        name,
+        str(len(taken)),
+        f"{statistics.mean(steps):.2f}",
+        f"{statistics.median(steps):.0f}",
+        f"{_percentile(steps, 0.99):.0f}",
+        f"{max(steps):.0f}",
+        f"{sum(stop.exact for stop in taken) / len(taken):.0%}",
     ]
 
 
@@ -77,6 +94,25 @@ async def _measure_stops(count: int, seed: int, house: bool) -> list[list[str]]:
     return rows
 
 
+async def _measure_engines(count: int, seed: int, house: bool) -> list[list[str]]:
+    cases = {
+        f"scripted, 50 tok/s, {others} other generations": EngineCase(
+            lambda: scripted.create({}), "count", "count", {"rate": "50"}, others, 0.5
+        )
+        for others in (0, 16)
+    }
+    if house:
+        cases |= {
+            f"house model, {others} other generations": EngineCase(
+                lambda: llama.create({}), "house", HOUSE_PROMPT, {}, others, 0.02
+            )
+            for others in (0, 4)
+        }
+    return [
+        _engine_row(name, await engine_stops(case, count, seed)) for name, case in cases.items()
+    ]
+
+
 async def _measure_tokens(load: Load, rounds: int) -> list[list[str]]:
     yardstick: list[Cost] = []
     memory: list[Cost] = []
@@ -105,20 +141,13 @@ async def _measure_tokens(load: Load, rounds: int) -> list[list[str]]:
     ]
 
 
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
-    table = Table(title=title)
-    for place, column in enumerate(columns):
+def _table(section: Section) -> Table:
+    table = Table(title=section.title)
+    for place, column in enumerate(section.columns):
         table.add_column(column, justify="left" if place == 0 else "right")
-    for row in rows:
+    for row in section.rows:
         table.add_row(*row)
     return table
-
-
-def _markdown(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"## {title}", "", "| " + " | ".join(columns) + " |"]
-    lines.append("|" + "|".join([" --- "] + [" ---: "] * (len(columns) - 1)) + "|")
-    lines += ["| " + " | ".join(row) + " |" for row in rows]
-    return "\n".join(lines) + "\n"
 
 
 STOP_COLUMNS = (
@@ -131,38 +160,40 @@ STOP_COLUMNS = (
     "most",
     "bill balances",
 )
+ENGINE_COLUMNS = ("stops of", "samples", "steps after stop() mean", "p50", "p99", "most", "exact")
 COST_COLUMNS = ("server", "CPU µs a token", "ratio to bare", "range", "events a frame")
 
 
 async def _main(arguments: argparse.Namespace) -> None:
     # Wide enough for whole words, also where nobody looks.
     console = Console(width=max(Console().width, 140))
-    page = [
-        "# Figures\n",
-        (
-            f"Made by `make bench` on {os.cpu_count()} cores ({platform.machine()}, Python "
-            f"{platform.python_version()}). Single machine, client and server together: read "
-            "ratios, not absolute times.\n"
-        ),
-    ]
+    page = Page(shlex.join(["python", "-m", "bench", *sys.argv[1:]]), os.getloadavg()[0])
+    count, seed, house = arguments.samples, arguments.seed, not arguments.no_house
+
+    def show(title: str, about: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        section = Section(title, about, columns, rows)
+        page.sections.append(section)
+        console.print(_table(section))
+
     if "stops" in arguments.what:
         with console.status("Stopping turns…"):
-            rows = await _measure_stops(arguments.samples, arguments.seed, not arguments.no_house)
-        title = "How fast a stop takes hold (SQLite log, client's view)"
-        console.print(_table(title, STOP_COLUMNS, rows))
-        page.append(_markdown(title, STOP_COLUMNS, rows))
+            rows = await _measure_stops(count, seed, house)
+        show("How fast a stop takes hold (SQLite log, client's view)", "stops", STOP_COLUMNS, rows)
+        with console.status("Stopping engines…"):
+            rows = await _measure_engines(count, seed, house)
+        title = "What an engine computes after it was told to stop (its own count)"
+        show(title, "engines", ENGINE_COLUMNS, rows)
     if "tokens" in arguments.what:
         load = Load(arguments.streams, arguments.rate, arguments.tokens)
         with console.status("Streaming tokens…"):
             rows = await _measure_tokens(load, arguments.rounds)
         title = (
-            f"What a token costs the server ({load.streams} streams at {load.rate:g} tok/s, "
-            f"{arguments.rounds} interleaved rounds)"
+            f"What a token costs the server ({load.streams} streams of {load.tokens} tokens at "
+            f"{load.rate:g} tok/s, {arguments.rounds} interleaved rounds)"
         )
-        console.print(_table(title, COST_COLUMNS, rows))
-        page.append(_markdown(title, COST_COLUMNS, rows))
+        show(title, "tokens", COST_COLUMNS, rows)
     if arguments.markdown:
-        arguments.markdown.write_text("\n".join(page), encoding="utf-8")
+        arguments.markdown.write_text(page.markdown(), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
@@ -171,9 +202,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=200, help="stops a row (default: 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (default: 1)")
     parser.add_argument("--no-house", action="store_true", help="leave the house model out")
-    parser.add_argument("--streams", type=int, default=20, help="at a time (default: 20)")
+    parser.add_argument("--streams", type=int, default=40, help="at a time (default: 40)")
     parser.add_argument("--rate", type=float, default=50.0, help="tokens a second (default: 50)")
-    parser.add_argument("--tokens", type=int, default=250, help="a stream (default: 250)")
+    parser.add_argument("--tokens", type=int, default=400, help="a stream (default: 400)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved (default: 5)")
     parser.add_argument("--markdown", type=Path, help="write the tables to this page too")
     return parser.parse_args()

@@ -1,8 +1,8 @@
 """What a delivered token costs the server, beside a bare grpc.aio loop in the same run.
 
 The two servers take turns: so many streams, each at the same rate, one event a frame on both. CPU
-time of the server process alone is counted, from the first token to the last; the clients are
-another process.
+time of the server process alone is counted, for the whole of each stream: with ours also what comes
+before its first token and after its last. The clients are another process.
 """
 
 from __future__ import annotations
