@@ -51,8 +51,8 @@ web: .venv/.dev ## rebuild the page in gateway/backchannel_gateway/static from g
 proto-baseline: .venv/.dev ## accept the contract as it is now; wants a CHANGELOG line
 	$(PY) scripts/proto.py baseline
 
-bench: .venv/.dev ## measure, and print the figures
-	@$(PY) -m bench $(ARGS)
+bench: .venv/.dev ## measure stops and tokens, and write docs/performance.md
+	@$(PY) -m bench --markdown docs/performance.md $(ARGS)
 
 nightly: .venv/.dev ## run the tests with full counts and write docs/nightly.md
 	@$(PY) scripts/tools.py
