@@ -41,8 +41,9 @@ format: .venv/.dev ## mend style where a tool can
 	.venv/bin/ruff check --fix $(CODE)
 	.venv/bin/ruff format $(CODE)
 
-proto: .venv/.dev ## regenerate the stubs in service/backchannel/v1 from proto/
+proto: .venv/.dev ## regenerate the stubs, Python and TypeScript, from proto/
 	$(PY) scripts/proto.py stubs
+	$(PY) scripts/web.py stubs
 
 web: .venv/.dev ## rebuild the page in gateway/backchannel_gateway/static from gateway/web
 	@$(PY) scripts/tools.py node web

@@ -62,6 +62,10 @@ async function tab(settings: Settings, address = ""): Promise<Page> {
 async function say(page: Page, text: string, key = "Enter"): Promise<void> {
   await page.fill("#say", text);
   await page.press("#say", key);
+  // The screen tells of it with the next frame.
+  await page.evaluate(
+    () => new Promise((resolve) => requestAnimationFrame(() => requestAnimationFrame(resolve))),
+  );
 }
 
 const answers = (page: Page) => page.locator("article.turn");
@@ -164,15 +168,17 @@ describe("an answer", () => {
   });
 
   it("that is stopped keeps exactly what was on the screen", async () => {
-    const page = await tab({ model: "scripted/count", engineOptions: "rate=30" });
-    await say(page, "count");
-    await someText(page, 20);
+    // Words so long that the screen is always in the middle of one.
+    const page = await tab({ model: "scripted/echo", engineOptions: "rate=6" });
+    await say(page, "abcdefgh👍jklmn ".repeat(40).trim());
+    await someText(page, 40);
     const seen = await stopAndLook(page);
     await idle(page);
     const [turn] = await turnsOf(page);
     expect(turn?.finishReason).toBe(FinishReason.INTERRUPTED);
-    expect(seen.length).toBeGreaterThan(15);
+    expect(seen.length).toBeGreaterThan(35);
     expect(keptOf(turn)).toBe(seen);
+    expect(turn?.text.length).toBeGreaterThan(seen.length);
     expect(await shown(page)).toBe(seen);
   });
 
@@ -267,7 +273,7 @@ describe("a tool call", () => {
     const page = await tab({ model: "scripted/tool", tools: ["timer"] });
     await say(page, "60");
     const card = page.getByTestId("call");
-    await card.getByText(/\d+ s left/).first().waitFor();
+    await card.locator(".countdown", { hasText: /times out in\s*\d+ s/ }).waitFor();
     await card.getByRole("button", { name: "Cancel" }).click();
     await page.locator('[data-testid=call][data-state="failed"]').waitFor();
     await idle(page);

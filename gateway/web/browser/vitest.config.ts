@@ -5,6 +5,7 @@ const client = fileURLToPath(new URL("../client/src/index.ts", import.meta.url))
 
 export default defineConfig({
   root: fileURLToPath(new URL(".", import.meta.url)),
+  cacheDir: fileURLToPath(new URL("../node_modules/.vite", import.meta.url)),
   resolve: { alias: { "@backchannel/client": client } },
   test: {
     include: ["*.test.ts"],

@@ -263,6 +263,7 @@ const ICONS = {
   events: "M9 6 3 12l6 6M15 6l6 6-6 6",
   settings: "M4 8h9M17 8h3M4 16h3M11 16h9M13 8a2 2 0 1 0 4 0 2 2 0 1 0-4 0M7 16a2 2 0 1 0 4 0 2 2 0 1 0-4 0",
   bin: "M5 7h14M10 7V4h4v3M7 7l1 13h8l1-13",
+  clock: "M12 7v5l3 2M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18",
   copy: "M8 8h11v12H8zM16 8V4H5v12h3",
   done: "M5 12l5 5 9-10",
   down: "M12 5v14M6 13l6 6 6-6",

@@ -68,8 +68,10 @@ function Countdown({ call, nowMs }: { call: CallView; nowMs: number }): VNode | 
   }
   const seconds = Math.max(0, Math.ceil((Math.min(...deadlines) - nowMs) / 1000));
   return (
-    <span class={seconds <= 5 ? "countdown soon" : "countdown"} title="Until the server gives this call up">
-      {seconds} s left
+    <span class={seconds <= 5 ? "countdown soon" : "countdown"} title="Then the server gives this call up">
+      <Icon name="clock" />
+      <span class="unseen">times out in </span>
+      {seconds} s
     </span>
   );
 }

@@ -86,7 +86,9 @@ export class Chat {
   #ackedChars = -1;
   #tick: ReturnType<typeof setTimeout> | undefined;
   #toastTimer: ReturnType<typeof setTimeout> | undefined;
-  #sent = new Map<string, ClientFrame>();
+  readonly #sent = new Map<string, ClientFrame>();
+  // From when it is sent until its event has come: a receipt may be there before it.
+  readonly #said = new Map<string, Unsent>();
 
   /** @param onRender Told, at most once a frame, when something to be seen has changed. */
   constructor(onRender: () => void) {
@@ -142,11 +144,7 @@ export class Chat {
   }
 
   get unsent(): Unsent[] {
-    return (this.conversation?.pending ?? []).flatMap(({ frameId, frame }) =>
-      frame.case === "message" && !this.#isKnown(frameId)
-        ? [{ frameId, text: textOf(frame.value) }]
-        : [],
-    );
+    return [...this.#said.values()].filter(({ frameId }) => !this.#isKnown(frameId));
   }
 
   // --- what is done --------------------------------------------------------------------------
@@ -359,6 +357,7 @@ export class Chat {
     this.lostAtMs = undefined;
     this.reconnects = 0;
     this.#sent.clear();
+    this.#said.clear();
   }
 
   #attach(conversation: Conversation): void {
@@ -377,6 +376,10 @@ export class Chat {
       pending: () => current(() => this.#notePending(conversation)),
       receipt: (receipt) =>
         current(() => {
+          // What a snapshot holds has no event any more.
+          if (receipt.seq > 0n && receipt.seq <= this.transcript.seq) {
+            this.#said.delete(receipt.frameId);
+          }
           if (receipt.frameId !== "") {
             this.record.receipt(receipt, this.#sent.get(receipt.frameId));
           }
@@ -393,6 +396,7 @@ export class Chat {
 
   #take(event: Event): void {
     this.transcript.apply(event);
+    this.#said.delete(event.frameId);
     if (event.kind.case === "turnFinished" || event.kind.case === "toolCallStarted") {
       saveRemembered(this.sessionId, this.transcript.remember());
     }
@@ -413,6 +417,11 @@ export class Chat {
       this.transcript.notice(
         `Some of what happened is no longer kept by the server: this is its state as of event ${snapshot.seq}.`,
       );
+    }
+    for (const frameId of this.#said.keys()) {
+      if (this.#isKnown(frameId)) {
+        this.#said.delete(frameId);
+      }
     }
     const last = this.transcript.lastTurn;
     if (last) {
@@ -455,8 +464,12 @@ export class Chat {
   }
 
   #notePending(conversation: Conversation): void {
-    for (const frame of conversation.pending) {
-      this.#sent.set(frame.frameId, frame);
+    for (const sent of conversation.pending) {
+      const { frameId, frame } = sent;
+      this.#sent.set(frameId, sent);
+      if (frame.case === "message" && !this.#isKnown(frameId)) {
+        this.#said.set(frameId, { frameId, text: textOf(frame.value) });
+      }
     }
     while (this.#sent.size > 200) {
       const [oldest = ""] = this.#sent.keys();
@@ -485,6 +498,7 @@ export class Chat {
       return;
     }
     this.#sent.delete(frameId);
+    this.#said.delete(frameId);
     const why =
       thrown.reason === "TURN_MISMATCH" ? "another answer had begun by then" : thrown.message;
     this.tell(`Not sent: ${why}`, true);

@@ -54,7 +54,7 @@ export function SettingsForm({ chat }: { chat: Chat }): VNode {
       </label>
       <div class="row">
         <label>
-          Most tokens in an answer
+          Most tokens
           <input
             type="number"
             name="max-tokens"
