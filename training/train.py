@@ -33,7 +33,7 @@ from talk import Talk
 
 HERE = Path(__file__).parent
 # As the shipped model was trained.
-RATE = "0:0.025,39:1,1050:1,1286:0.476,1356:0.429,1765:0.193,1822:0.176,1842:0.35,2063:0.232,2270:0"
+RATE = "0:0.025,39:1,1050:1,1286:0.476,1356:0.429,1765:0.193,1822:0.176,1842:0.35,2063:0.232,2270:0,2276:0.22,2520:0"
 
 
 def tokenizer_for(run: Path, seed: int) -> Encoder:
