@@ -6,9 +6,12 @@ the TOML file, and that over the defaults.
 
 from __future__ import annotations
 
+import dataclasses
+import difflib
+import os
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
@@ -27,6 +30,10 @@ from backchannel.listen import Address
 from backchannel.logging import LogFormat, LogLevel
 
 ENV_PREFIX: Final = "BACKCHANNEL_"
+NESTED: Final = "__"
+# Not settings of the service: what the commands read, and what Kubernetes gives every pod beside a
+# Service called backchannel (BACKCHANNEL_SERVICE_HOST, BACKCHANNEL_PORT_50051_TCP, …).
+_OTHER_VARIABLES: Final = re.compile("SERVER|CONFIG|(SERVICE|PORT)(_.*)?")
 GGUF: Final = ".gguf"
 
 
@@ -78,7 +85,7 @@ class ServeConfig(BaseSettings):
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
-        env_nested_delimiter="__",
+        env_nested_delimiter=NESTED,
         frozen=True,
         extra="forbid",
         validate_default=True,
@@ -140,6 +147,24 @@ class ServeConfig(BaseSettings):
         except ValidationError as error:
             raise ConfigError(_explain(error, flags, toml)) from None
         return cls.model_construct(**dict(loaded))
+
+    @classmethod
+    def unknown_variables(cls, environment: Mapping[str, str]) -> list[tuple[str, str | None]]:
+        """Variables that look like settings and are none, each with the one that may be meant.
+
+        They are no errors: an environment is shared, and others may use the prefix.
+        """
+        unknown = []
+        for name in sorted(environment):
+            if not name.startswith(ENV_PREFIX):
+                continue
+            rest = name.removeprefix(ENV_PREFIX)
+            if rest.partition(NESTED)[0].lower() in cls.model_fields:
+                continue
+            if not _OTHER_VARIABLES.fullmatch(rest):
+                near = difflib.get_close_matches(rest.lower(), cls.model_fields, n=1)
+                unknown.append((name, ENV_PREFIX + near[0].upper() if near else None))
+        return unknown
 
     @classmethod
     def settings_customise_sources(
@@ -236,31 +261,52 @@ def _explain(error: ValidationError, flags: Mapping[str, object], toml: Path | N
     lines = []
     for fault in error.errors():
         message = fault["msg"].removeprefix("Value error, ")
-        if not fault["loc"]:
+        place = tuple(str(step) for step in fault["loc"])
+        if not place:
             lines.append(message)
             continue
-        field = str(fault["loc"][0])
-        if fault["type"] == "extra_forbidden":
-            known = ", ".join(sorted(ServeConfig.model_fields))
+        if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+            known = ", ".join(sorted(_siblings(place)))
             lines.append(
-                f"{toml or 'configuration'}: no setting is called {field}; there are {known}"
+                f"{_container(place, toml)}: no setting is called {'.'.join(place)}; there are"
+                f" {known}"
             )
             continue
         message = message[:1].lower() + message[1:]
-        lines.append(f"{_origin(field, flags, toml)}: {message} (found {_shown(fault['input'])})")
+        lines.append(f"{_origin(place, flags, toml)}: {message} (found {_shown(fault['input'])})")
     return "\n".join(lines)
 
 
-def _origin(field: str, flags: Mapping[str, object], toml: Path | None) -> str:
-    """Where a value came from, the way the person wrote it."""
-    import os
+def _siblings(place: tuple[str, ...]) -> Iterable[str]:
+    """What there is where a setting was looked for."""
+    if len(place) == 1:
+        return ServeConfig.model_fields
+    owner = ServeConfig.model_fields[place[0]].default
+    for step in place[1:-1]:
+        owner = getattr(owner, step)
+    return [field.name for field in dataclasses.fields(owner)]
 
+
+def _variable(place: tuple[str, ...]) -> str:
+    return ENV_PREFIX + NESTED.join(place).upper()
+
+
+def _container(place: tuple[str, ...], toml: Path | None) -> str:
+    """Where somebody wrote a setting that there is not."""
+    variable = _variable(place)
+    return variable if variable in os.environ else str(toml or "configuration")
+
+
+def _origin(place: tuple[str, ...], flags: Mapping[str, object], toml: Path | None) -> str:
+    """Where a value came from, the way the person wrote it."""
+    field = place[0]
     if field in flags:
         return "--" + field.removesuffix("_s").replace("_", "-")
-    variable = ENV_PREFIX + field.upper()
-    if variable in os.environ:
-        return variable
-    return f"{field} in {toml}" if toml else field
+    for variable in (_variable(place), _variable(place[:1])):
+        if variable in os.environ:
+            return variable
+    name = ".".join(place)
+    return f"{name} in {toml}" if toml else name
 
 
 def _shown(value: Any) -> str:

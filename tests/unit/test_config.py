@@ -141,6 +141,41 @@ def test_a_setting_there_is_not(tmp_path: Path) -> None:
         ServeConfig.load({}, path)
 
 
+def test_a_limit_there_is_not_or_that_is_no_number_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = toml(tmp_path, "[sessions]\nmax_lives = 7\n")
+    with pytest.raises(ConfigError, match=rf"^{path}: no setting is called sessions.max_lives;"):
+        ServeConfig.load({}, path)
+    path = toml(tmp_path, "[sessions.retention]\nmax_events = 'all'\n")
+    with pytest.raises(ConfigError, match=rf"^sessions.retention.max_events in {path}: "):
+        ServeConfig.load({}, path)
+    monkeypatch.setenv("BACKCHANNEL_SESSIONS__MAX_LIVE", "some")
+    with pytest.raises(ConfigError, match=r"^BACKCHANNEL_SESSIONS__MAX_LIVE: .*found 'some'"):
+        ServeConfig.load({})
+
+
+def test_variables_that_set_nothing() -> None:
+    variables = {
+        "BACKCHANNEL_DRAIN_GRACE": "5",
+        "BACKCHANNEL_NONSENSE": "x",
+        "BACKCHANNEL_SESSIONS__MAX_LIVE": "7",
+        "BACKCHANNEL_LOG": "memory",
+        "backchannel_model": "scripted/echo",
+        # The commands' own, and what Kubernetes tells the pods beside a service of this name.
+        "BACKCHANNEL_CONFIG": "a.toml",
+        "BACKCHANNEL_SERVER": "127.0.0.1:1",
+        "BACKCHANNEL_PORT": "tcp://10.0.0.1:50051",
+        "BACKCHANNEL_PORT_50051_TCP_ADDR": "10.0.0.1",
+        "BACKCHANNEL_SERVICE_HOST": "10.0.0.1",
+        "PATH": "/bin",
+    }
+    assert ServeConfig.unknown_variables(variables) == [
+        ("BACKCHANNEL_DRAIN_GRACE", "BACKCHANNEL_DRAIN_GRACE_S"),
+        ("BACKCHANNEL_NONSENSE", None),
+    ]
+
+
 def test_several_faults_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         ServeConfig.load({"log": "x", "drain_grace_s": -1})

@@ -129,8 +129,9 @@ def serve(
 ) -> None:
     """Run the service until it is told to stop.
 
-    Every option can also be an environment variable (BACKCHANNEL_LISTEN, BACKCHANNEL_ENGINE=a,b, …)
-    or a line of the TOML file; options win over variables, and these over the file.
+    Every option can also be an environment variable (BACKCHANNEL_LISTEN, BACKCHANNEL_ENGINE=a,b,
+    BACKCHANNEL_DRAIN_GRACE_S, …) or a line of the TOML file (drain_grace_s = 10); options win over
+    variables, and these over the file.
 
     **Examples**
 
@@ -177,6 +178,9 @@ def serve(
     except ConfigError as error:
         _complain(str(error))
         raise typer.Exit(EXIT_USAGE) from None
+    for name, meant in ServeConfig.unknown_variables(os.environ):
+        hint = f"; is {meant} meant?" if meant else ""
+        _complain(f"{name} is no setting and changes nothing{hint}", "Note")
     logging.configure(settings.log_level, settings.log_format)
     raise typer.Exit(asyncio.run(_run(settings)))
 
