@@ -371,6 +371,26 @@ describe("a page", () => {
     await page.getByText(/Nothing was missed/).waitFor();
   });
 
+  it("that was closed before its message was sent leaves it to the next page, which sends it once", async () => {
+    const settings = { model: "scripted/echo" };
+    const page = await tab(settings);
+    await say(page, "before");
+    await idle(page);
+    const { hash } = new URL(page.url());
+    await context.setOffline(true);
+    await page.getByTestId("lost").waitFor();
+    await say(page, "said and left");
+    await page.close();
+    await context.setOffline(false);
+    const next = await tab(settings, hash);
+    await until("it is answered", async () => (await answers(next).count()) === 2);
+    await idle(next);
+    await next.reload();
+    await until("both are there", async () => (await answers(next).count()) === 2);
+    const turns = await turnsOf(next);
+    expect(turns.map(({ text }) => text)).toEqual(["before", "said and left"]);
+  });
+
   it("goes on when Envoy dies under it", async () => {
     const page = await tab({ model: "scripted/count", engineOptions: "rate=20", maxTokens: "80" });
     await say(page, "count");
