@@ -2,9 +2,9 @@
 
     python evaluate.py --count 100
 
-No case was trained on. *Known wording* asks as training does, with held-out combinations of
-wording, name and number (one twelfth of them all, see talk.py), after 0 to 4 other exchanges.
-*New wording* asks in words that training never uses. An answer counts only if it equals an accepted
+*Known wording* asks as training does, after 0 to 4 other exchanges: with held-out combinations of
+wording, name and number where there are such (one twelfth of them all, see talk.py), else with a
+question that training has too. *New wording* asks in words that training never uses. An answer counts only if it equals an accepted
 one to the letter, a tool call only if name and arguments are equal.
 """
 
