@@ -4,8 +4,9 @@
 
 *Known wording* asks as training does, after 0 to 4 other exchanges: with held-out combinations of
 wording, name and number where there are such (one twelfth of them all, see talk.py), else with a
-question that training has too. *New wording* asks in words that training never uses. An answer counts only if it equals an accepted
-one to the letter, a tool call only if name and arguments are equal.
+question that training has too. *New wording* asks in words that training never uses. An answer
+counts only if it equals an accepted one to the letter, a tool call only if name and arguments are
+equal.
 """
 
 from __future__ import annotations
