@@ -291,7 +291,7 @@ FRAMES: dict[str, tuple[Callable[[Facts], frame_pb2.ClientFrame], Verdict]] = {
         BEYOND_END,
     ),
     "stop beyond the text": (lambda f: interrupt(f.turn_id, displayed_offset=10_000), BEYOND_END),
-    "unknown keep": (lambda f: interrupt(f.turn_id, keep=9), OUT_OF_RANGE),
+    "unknown keep": (lambda f: interrupt(f.turn_id, keep=9), INVALID),
     "acknowledged beyond the end": (lambda f: ack(displayed_seq=f.last_seq + 1), BEYOND_END),
     "acknowledged what no number is": (lambda _: ack(displayed_seq=2**64 - 1), BEYOND_END),
 }

@@ -19,7 +19,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 
 from backchannel.errors import BackchannelError, Reason
-from backchannel.v1 import frame_pb2, session_pb2
+from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
 # What a check finds wrong: a reason and a sentence with the remedy. None if all is well.
 Finding = tuple[Reason, str] | None
@@ -46,7 +46,7 @@ def _within(low: float, high: float) -> Check:
         # Written so that NaN fails too.
         if low <= value <= high:
             return None
-        return Reason.FIELD_OUT_OF_RANGE, f"must be between {low:g} and {high:g}"
+        return Reason.FIELD_OUT_OF_RANGE, f"must be between {low:.12g} and {high:.12g}"
 
     return check
 
@@ -197,10 +197,13 @@ def _some_text(parts: Iterable[session_pb2.Part]) -> Finding:
 
 
 def _known(enum: Mapping[int, Any]) -> Check:
+    # 0 is UNSPECIFIED: it may be sent, and is nothing to recommend.
+    names = ", ".join(value.name for number, value in sorted(enum.items()) if number)
+
     def check(value: int) -> Finding:
         if value in enum:
             return None
-        return Reason.FIELD_INVALID, f"must be one of {', '.join(sorted(map(str, enum.values())))}"
+        return Reason.FIELD_INVALID, f"must be one of {names}"
 
     return check
 
@@ -303,7 +306,7 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
             _known(session_pb2.ToolDisposition.DESCRIPTOR.values_by_number),
             _later("LET_FINISH", lambda value: value != session_pb2.TOOL_DISPOSITION_LET_FINISH),
         ),
-        "keep": (_within(0, 3),),
+        "keep": (_known(event_pb2.Keep.DESCRIPTOR.values_by_number),),
     },
     "ClientFrame": {"frame_id": (_bytes_at_most(128),)},
 }
