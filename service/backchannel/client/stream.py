@@ -248,10 +248,12 @@ class Stream:
             return False
         whole = Snapshot()
         for part in self._parts:
-            # Lists append, the rest is replaced: the last part's is the one that counts.
-            whole.MergeFrom(part)
-        whole.session.CopyFrom(part.session)
-        whole.more = False
+            # Turns and messages append; the session is told once.
+            whole.turns.extend(part.turns)
+            whole.queued.extend(part.queued)
+            whole.seq = part.seq
+            if part.HasField("session"):
+                whole.session.CopyFrom(part.session)
         self._parts.clear()
         self._want_snapshot = False
         self._received_seq = self._settled_seq = whole.seq

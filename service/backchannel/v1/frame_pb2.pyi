@@ -446,7 +446,9 @@ class Snapshot(_message.Message):
     more: _builtins.bool
     """Another Snapshot frame follows; append its turns and its queued messages."""
     @_builtins.property
-    def session(self) -> _session_pb2.Session: ...
+    def session(self) -> _session_pb2.Session:
+        """In the first frame alone, if there are several."""
+
     @_builtins.property
     def turns(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Turn]:
         """Oldest first."""

@@ -419,7 +419,8 @@ async def test_a_trimmed_cursor_is_an_error_or_a_snapshot_as_one_likes() -> None
         first = Turn(turn_id="t1", text="one")
         await wire.write(snapshot=Snapshot(session=session, turns=[first], seq=20, more=True))
         second = Turn(turn_id="t2", text="two")
-        await wire.write(snapshot=Snapshot(session=session, turns=[second], seq=20))
+        # The session stands in the first part alone.
+        await wire.write(snapshot=Snapshot(turns=[second], seq=20))
         await wire.events(Event(seq=21, session_closed=SessionClosed()))
 
     async with Peer(refuse, refuse, snapshot) as peer, peer.client() as client:
@@ -434,6 +435,7 @@ async def test_a_trimmed_cursor_is_an_error_or_a_snapshot_as_one_likes() -> None
         ) as conversation:
             assert await seqs(conversation.events()) == [21]
         assert [turn.text for turn in whole[0].turns] == ["one", "two"]
+        assert whole[0].session.last_seq == conversation.session.last_seq == 20
         assert conversation.snapshot == whole[0]
 
 

@@ -437,6 +437,8 @@ export const ReceiptSchema: GenMessage<Receipt> = /*@__PURE__*/
  */
 export type Snapshot = Message<"backchannel.v1.Snapshot"> & {
   /**
+   * In the first frame alone, if there are several.
+   *
    * @generated from field: backchannel.v1.Session session = 1;
    */
   session?: Session | undefined;
