@@ -46,7 +46,7 @@ class Done:
     err: str
 
 
-async def backchannel(*arguments: str, said: str = "") -> Done:
+async def backchannel(*arguments: str | bytes, said: str | bytes = "") -> Done:
     """Run the command with pipes on all sides."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "backchannel", *arguments),
@@ -55,7 +55,7 @@ async def backchannel(*arguments: str, said: str = "") -> Done:
         stderr=subprocess.PIPE,
     )
     async with asyncio.timeout(40):
-        out, err = await process.communicate(said.encode())
+        out, err = await process.communicate(said.encode() if isinstance(said, str) else said)
     assert process.returncode is not None
     return Done(process.returncode, out.decode(), err.decode())
 
@@ -82,6 +82,36 @@ async def test_a_message_can_be_an_argument_and_a_session_gone_on_with() -> None
     session = done.err.split()[-1]
     again = await backchannel("chat", "--session", session, "go")
     assert (again.code, again.out) == (0, done.out)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "piped"),
+    [
+        ((), b"\xff\xfe"),
+        ((b"caf\xe9",), b""),
+        ((b"--system", b"caf\xe9", b"x"), b""),
+        ((b"--session", b"caf\xe9", b"x"), b""),
+        ((b"--option", b"rate=\xe9", b"x"), b""),
+    ],
+)
+async def test_what_is_no_text_is_refused_before_anything_is_done(
+    sdk: Client, arguments: tuple[bytes, ...], piped: bytes
+) -> None:
+    done = await backchannel("chat", *arguments, said=piped)
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
+    assert "is not UTF-8" in done.err
+    assert not [session async for session in sdk.sessions()]
+
+
+@pytest.mark.usefixtures("address")
+async def test_input_that_the_locale_cannot_read_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = await backchannel("chat", "-m", "scripted/echo", said="é\n")
+    assert (done.code, done.out) == (2, "")
+    assert "Traceback" not in done.err
 
 
 @pytest.mark.usefixtures("address")

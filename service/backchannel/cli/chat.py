@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from backchannel.cli.connect import DEFAULT_SERVER, Server, run
+from backchannel.cli.connect import DEFAULT_SERVER, Server, check_text, run
 
 
 def chat(
@@ -72,10 +72,18 @@ def chat(
             " leave them out to go on with it",
             param_hint="--session",
         )
+    for text, hint in (
+        (message, "MESSAGE"),
+        (model, "--model"),
+        (system, "--system"),
+        (session, "--session"),
+        *((item, "--option") for item in option or []),
+    ):
+        check_text(text, hint)
     options = _options(option or [])
     interactive = message is None and sys.stdin.isatty() and sys.stdout.isatty()
     if message is None and not interactive:
-        message = sys.stdin.read().strip()
+        message = _piped().strip()
         if not message:
             raise typer.BadParameter(
                 "nothing was piped in and no message was given", param_hint="MESSAGE"
@@ -95,6 +103,20 @@ def chat(
         ).run(),
         server,
     )
+
+
+def _piped() -> str:
+    """Standard input, which must be text."""
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise typer.BadParameter(
+            f"what is piped in is not {error.encoding.upper()} text; convert it, for example with"
+            " iconv",
+            param_hint="MESSAGE",
+        ) from None
+    check_text(text, "MESSAGE")
+    return text
 
 
 def _options(given: list[str]) -> dict[str, str]:

@@ -50,6 +50,24 @@ def connect(server: str, *, give_up_after_s: float | None = None) -> Client:
     return Client(server, config=config)
 
 
+def check_text(text: str | None, hint: str) -> None:
+    """Refuse what a shell or a pipe passed on as bytes: the wire has only text.
+
+    Args:
+        text: As Python decoded it, with bytes that are no UTF-8 as lone surrogates (PEP 383).
+        hint: Where it stands in the command.
+
+    Raises:
+        typer.BadParameter: It cannot be encoded.
+    """
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError:
+        raise typer.BadParameter(
+            "this is not UTF-8 text; convert it, for example with iconv", param_hint=hint
+        ) from None
+
+
 def run(command: Coroutine[None, None, int], server: str) -> NoReturn:
     """Run a command to its exit code, and turn what goes wrong into words."""
     import asyncio

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backchannel.cli.connect import DEFAULT_SERVER, EXIT_FAILED, Json, Server, connect, run
+from backchannel.cli.connect import (
+    DEFAULT_SERVER,
+    EXIT_FAILED,
+    Json,
+    Server,
+    check_text,
+    connect,
+    run,
+)
 
 if TYPE_CHECKING:
     from backchannel.client import Session, Snapshot
@@ -29,7 +37,15 @@ app = typer.Typer(
 """,
 )
 
-SessionId = Annotated[str, typer.Argument(help="Which session: its id.", show_default=False)]
+
+def _id(value: str) -> str:
+    check_text(value, "SESSION_ID")
+    return value
+
+
+SessionId = Annotated[
+    str, typer.Argument(help="Which session: its id.", show_default=False, callback=_id)
+]
 
 
 @app.callback(invoke_without_command=True)
