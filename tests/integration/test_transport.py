@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import gc
 import signal
+import socket
 import subprocess
 import sys
 import tracemalloc
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -319,3 +321,28 @@ async def test_a_port_is_shared_only_where_that_is_wanted() -> None:
         with pytest.raises(ListenError, match="Address already in use"):
             async with Server(config(listen=listen)):
                 pass
+
+
+async def test_a_unix_socket_is_not_taken_from_a_server_that_uses_it(tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path / 'one.sock'}"
+    async with Server(config(listen=listen)):
+        with pytest.raises(ListenError, match="Address already in use"):
+            async with Server(config(listen=listen)):
+                pass
+        async with connected(listen) as client:
+            await client.create(model="scripted/echo")
+
+
+async def test_a_unix_socket_that_a_killed_server_left_is_taken_over(tmp_path: Path) -> None:
+    path = tmp_path / "one.sock"
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind(str(path))
+    async with Server(config(listen=f"unix:{path}")), connected(f"unix:{path}") as client:
+        await client.create(model="scripted/echo")
+
+
+async def test_a_unix_socket_with_too_long_a_path_is_told_so(tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path / ('long' * 50)}"
+    with pytest.raises(ListenError, match="longer than a Unix socket's may be"):
+        async with Server(config(listen=listen)):
+            pass

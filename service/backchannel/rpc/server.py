@@ -7,6 +7,8 @@ async with Server(config) as server:
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
@@ -47,6 +49,9 @@ SERVICES: Final = (
 _TURNS_SHARE: Final = 0.8
 # After the sessions have ended their streams, what is left are calls that nobody reads.
 _STRAGGLERS_S: Final = 1.0
+
+# What Linux has room for; unix(7). macOS has three bytes less.
+_SOCKET_PATH_BYTES: Final = 107
 
 _log = structlog.get_logger(__name__)
 
@@ -183,6 +188,12 @@ class Server:
 
 def _bind(server: grpc.aio.Server, address: Address) -> Address:
     """Take the port."""
+    if address.port is None and _answers(Path(address.host)):
+        # gRPC would unlink the socket and bind its own: the other server would run on, unheard.
+        raise ListenError(
+            f"cannot listen on {address}: Address already in use; choose another with --listen, or"
+            " stop the program that has it"
+        )
     try:
         port = server.add_insecure_port(str(address))
     except RuntimeError:
@@ -193,9 +204,23 @@ def _bind(server: grpc.aio.Server, address: Address) -> Address:
     return address.with_port(port)
 
 
+def _answers(path: Path) -> bool:
+    """Whether a program listens on a Unix socket; the file alone may be what a killed one left."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A queue that is full shows a listener as well as one with room.
+        probe.setblocking(False)
+        try:
+            return probe.connect_ex(str(path)) in (0, errno.EAGAIN, errno.EINPROGRESS)
+        except OSError:
+            # Too long to be one; gRPC says so too.
+            return False
+
+
 def _why_not(address: Address) -> str:
     """The reason, which gRPC keeps to itself."""
     if address.port is None:
+        if len(os.fsencode(address.host)) > _SOCKET_PATH_BYTES:
+            return "its path is longer than a Unix socket's may be"
         folder = Path(address.host).parent
         return "its folder cannot be written" if folder.is_dir() else f"there is no {folder}"
     try:
