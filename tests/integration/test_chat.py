@@ -104,6 +104,13 @@ async def test_what_is_no_text_is_refused_before_anything_is_done(
     assert not [session async for session in sdk.sessions()]
 
 
+async def test_a_message_that_is_refused_leaves_no_session(sdk: Client) -> None:
+    done = await backchannel("chat", "-m", "scripted/echo", said="x" * 1_100_000)
+    assert (done.code, done.out) == (1, "")
+    assert "at most 1 MiB" in done.err
+    assert not [session async for session in sdk.sessions()]
+
+
 @pytest.mark.usefixtures("address")
 async def test_input_that_the_locale_cannot_read_is_refused(
     monkeypatch: pytest.MonkeyPatch,

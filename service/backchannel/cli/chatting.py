@@ -33,6 +33,8 @@ from backchannel.v1.event_pb2 import TurnFinished
 
 # Where nobody watches, a server that does not come back is given up.
 _UNWATCHED_PATIENCE_S: Final = 60.0
+# The seq of a session in which there is nothing but its beginning.
+_NOTHING_SAID_SEQ: Final = 1
 # An answer that ended so is all there is.
 _WHOLE: Final = (FinishReason.FINISH_REASON_STOP, FinishReason.FINISH_REASON_LENGTH)
 
@@ -74,7 +76,13 @@ class Chat:
             async with self._open(client, talk, about) as conversation:
                 talk.attach(conversation)
                 if self.message is not None:
-                    return await self._once(talk, screen, conversation, self.message)
+                    try:
+                        return await self._once(talk, screen, conversation, self.message)
+                    except StatusError:
+                        # Refused, so nothing was said in it, and its id was told to nobody.
+                        if not self.session and conversation.seq <= _NOTHING_SAID_SEQ:
+                            await client.delete(conversation.session_id)
+                        raise
                 said = await self._chat(talk, screen, conversation, about)
             if not said and not self.session:
                 # Nothing was said: nobody wants to find it again.
