@@ -313,12 +313,13 @@ class Host:
         self._draining = True
         clock = self._clock
         end_ns = clock.now_ns() + round(grace_s * SECOND_NS)
+        ending_s = min(ENDING_S, grace_s / 2)
         go_away = frame_pb2.GoAway(reason="the server is shutting down")
-        go_away.time_left.FromNanoseconds(round(grace_s * SECOND_NS))
+        # What running turns get. A client may count on it, so the time to end things is left out.
+        go_away.time_left.FromNanoseconds(round((grace_s - ending_s) * SECOND_NS))
         frame = frame_pb2.ServerFrame(go_away=go_away).SerializeToString()
         for live in self._live.values():
             live.go_away(frame)
-        ending_s = min(ENDING_S, grace_s / 2)
         await self._all(grace_s - ending_s, [live.rest() for live in self._live.values()])
         survives = self._log.survival is not Survival.NOTHING
         ending = [live for live in self._live.values() if live.drain(survives=survives)]

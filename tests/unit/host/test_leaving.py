@@ -73,12 +73,13 @@ async def test_a_running_turn_gets_the_grace_and_ends_where_the_log_does_not_sur
         draining = asyncio.create_task(run.host.drain(10))
         await stream.until(gone_away)
         go_away = stream.frames[-1].go_away
-        assert go_away.time_left.seconds == 10
+        # No more than it really is: when the time is up the stream does end.
+        assert go_away.time_left.ToMilliseconds() == 7_500
         ending = asyncio.create_task(stream.to_end())
-        await run.clock.advance(7)
+        await run.clock.advance(7.4)
         assert not draining.done()
         assert "turn_finished" not in stream.kinds
-        await run.clock.advance(3)
+        await run.clock.advance(2.6)
         async with asyncio.timeout(5):
             await draining
         with pytest.raises(BackchannelError) as ended:
