@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from backchannel.cli import chat, edge, models, serve, sessions
+from backchannel.cli import chat, edge, models, probe, serve, sessions
 
 app = typer.Typer(
     name="backchannel",
@@ -42,5 +42,6 @@ def main(
 app.command()(serve.serve)
 app.command()(chat.chat)
 app.command()(models.models)
+app.command()(probe.probe)
 app.add_typer(sessions.app, name="sessions")
 app.add_typer(edge.app, name="edge")

@@ -1,0 +1,193 @@
+"""`backchannel probe`: whether something on the way to a server eats the stream."""
+
+from __future__ import annotations
+
+import json as jsons
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from backchannel.cli.connect import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, Json
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from backchannel.probe.plan import Plan, Tell
+    from backchannel.probe.verdict import Finding, Measured
+
+# The longest silence that the server's own Envoy leaves alone is 60 s.
+_MAX_IDLE_S: Final = 50.0
+
+
+def probe(
+    url: Annotated[
+        str,
+        typer.Argument(
+            metavar="URL",
+            help="http(s)://… for what browsers use; HOST:PORT, grpc://… or unix:/path for gRPC.",
+        ),
+    ],
+    frames: Annotated[
+        int, typer.Option("--frames", min=4, max=10_000, help="How many frames to send.")
+    ] = 40,
+    interval: Annotated[
+        float,
+        typer.Option("--interval", min=0.01, max=10, help="Seconds between two frames."),
+    ] = 0.1,
+    idle: Annotated[
+        float,
+        typer.Option(
+            "--idle",
+            min=0,
+            max=_MAX_IDLE_S,
+            help="How many seconds a silent stream must survive; 0 leaves it out."
+            " The server breaks a silence every 15 s.",
+        ),
+    ] = 16.0,
+    json: Json = False,
+) -> None:
+    """Tell whether something on the way eats the stream, and what to set against it.
+
+    Sends frames at known times through every door of the URL and looks at when they arrive; leaves
+    a stream silent; leaves an answer to see whether the server hears of it. Makes sessions of the
+    model `scripted/count` for it, and deletes them.
+
+    **Examples**
+
+    - `backchannel probe http://127.0.0.1:8080` — Envoy itself: gRPC-Web, server-sent events, REST
+
+    - `backchannel probe https://chat.example` — with all the proxies before it
+
+    - `backchannel probe 127.0.0.1:50051` — the port of gRPC
+
+    - `backchannel probe --json --idle 0 https://chat.example | jq '.findings[].kind'`
+
+    **Exit codes**: 0 all is well, 1 something was found, 2 unreachable or given wrongly.
+    """
+    import asyncio
+
+    from backchannel.probe.plan import Plan, UnreachableError
+    from backchannel.probe.verdict import judge
+
+    plan = Plan(frames=frames, interval_s=interval, idle_s=idle)
+    try:
+        measured = asyncio.run(_measure(url, plan))
+    except (UnreachableError, ValueError) as error:
+        if json:
+            typer.echo(jsons.dumps({"url": url, "ok": False, "unreachable": str(error)}, indent=2))
+        typer.echo(
+            f"{error}\nGive a URL such as http://127.0.0.1:8080 or 127.0.0.1:50051; "
+            "`backchannel serve` prints both.",
+            err=True,
+        )
+        raise typer.Exit(EXIT_USAGE) from None
+    except KeyboardInterrupt:
+        raise typer.Exit(EXIT_INTERRUPTED) from None
+    findings = judge(measured)
+    wrong = any(not finding.note for finding in findings)
+    if json:
+        typer.echo(jsons.dumps(_as_json(measured, findings, ok=not wrong), indent=2))
+    else:
+        _print(measured, findings, wrong=wrong)
+    raise typer.Exit(EXIT_FAILED if wrong else 0)
+
+
+async def _measure(url: str, plan: Plan) -> Measured:
+    """Choose the doors by the URL.
+
+    Raises:
+        ValueError: It is no URL.
+        UnreachableError: Nobody is there.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    console = Console(stderr=True)
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as progress:
+        tasks: dict[str, TaskID] = {}
+
+        def tell(what: str, done: float, total: float) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(what, total=total)
+            progress.update(tasks[what], completed=round(done))
+
+        return await _through(url, plan, tell)
+
+
+async def _through(url: str, plan: Plan, tell: Tell) -> Measured:
+    scheme, found, rest = url.partition("://")
+    if found and scheme in ("http", "https"):
+        from backchannel.probe import web
+
+        return await web.measure(url.rstrip("/"), plan=plan, tell=tell)
+    if found and scheme not in ("grpc", "grpcs"):
+        raise ValueError(f"{scheme}:// is none of http, https, grpc and grpcs")
+    from backchannel.listen import Address
+    from backchannel.probe import native
+
+    target = str(Address.parse(rest if found else url))
+    return await native.measure(target, tls=scheme == "grpcs", plan=plan, tell=tell)
+
+
+def _print(measured: Measured, findings: Sequence[Finding], *, wrong: bool) -> None:
+    from backchannel.cli.markdown import clean
+    from backchannel.cli.output import print_table
+
+    rows = []
+    for stream in measured.streams:
+        if stream.refusal is not None:
+            rows.append([stream.door, "stream", "none"])
+            continue
+        one_by_one = (
+            f"{len(stream.arrivals)} frames sent over {stream.sent_over_s:.1f} s arrived over"
+            f" {stream.arrived_over_s:.1f} s in {stream.groups} pieces,"
+            f" at worst {stream.worst_lag_s * 1000:.0f} ms late"
+        )
+        rows.append([stream.door, "stream", one_by_one])
+        rows.append([stream.door, "version", stream.http_version or "unknown"])
+    for silence in measured.silences:
+        cut = silence.cut_after_s
+        said = f"survives {silence.asked_s:g} s" if cut is None else f"cut after {cut:.1f} s"
+        rows.append([silence.door, "silence", said])
+    for cancel in measured.cancels:
+        after = cancel.stopped_after_s
+        said = "not heard" if after is None else f"the server stops after {after * 1000:.0f} ms"
+        rows.append([cancel.door, "leaving", said])
+    print_table(["door", "what", "measured"], rows)
+    for finding in findings:
+        kind = ("note: " if finding.note else "") + finding.kind.replace("_", " ")
+        typer.echo(f"\n{kind} ({finding.door}): {clean(finding.text)}\n  {clean(finding.fix)}")
+    if not wrong:
+        typer.echo("\nAll is well.")
+
+
+def _as_json(measured: Measured, findings: Sequence[Finding], *, ok: bool) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    streams = [
+        {
+            "door": stream.door,
+            "frames": len(stream.arrivals),
+            "whole": stream.whole,
+            "sent_over_s": round(stream.sent_over_s, 6),
+            "arrived_over_s": round(stream.arrived_over_s, 6),
+            "pieces": stream.groups,
+            "worst_lag_s": round(stream.worst_lag_s, 6),
+            "http_version": stream.http_version,
+            "server": stream.server,
+            "encoding": stream.encoding,
+            "refusal": asdict(stream.refusal) if stream.refusal else None,
+        }
+        for stream in measured.streams
+    ]
+    return {
+        "url": measured.url,
+        "ok": ok,
+        "findings": [asdict(finding) for finding in findings],
+        "streams": streams,
+        "silences": [asdict(silence) for silence in measured.silences],
+        "cancels": [asdict(cancel) for cancel in measured.cancels],
+    }

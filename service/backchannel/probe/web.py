@@ -1,0 +1,373 @@
+"""Measuring through an HTTP URL: gRPC-Web and server-sent events, as browsers use them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import struct
+import time
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import httpx
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
+from backchannel.probe.verdict import Arrival, Cancel, Measured, Refusal, Silence, Stream
+from backchannel.probe.wire import ServerSentEvents, WebFrames, WireError
+from backchannel.v1 import probe_service_pb2
+
+WEB: Final = "gRPC-Web"
+SSE: Final = "SSE"
+
+_PROBE: Final = "/backchannel.v1.ProbeService/Probe"
+_SESSIONS: Final = "/v1/sessions"
+
+
+class _RefusedError(Exception):
+    """The answer is not the one of Backchannel."""
+
+    def __init__(self, response: httpx.Response, said: str = "") -> None:
+        request = f"{response.request.method} {_public(response.request.url.path)}"
+        self.refusal = Refusal(request, response.status_code, said)
+        self.response = response
+
+
+async def measure(url: str, *, plan: Plan, tell: Tell) -> Measured:
+    """Measure everything at once.
+
+    Args:
+        url: `http://…` or `https://…`; may have a path that the proxy takes away.
+        plan: How much.
+        tell: Called as it goes on.
+
+    Raises:
+        UnreachableError: Nobody is there, or its certificate is not to be trusted.
+    """
+    patience = httpx.Timeout(plan.deadline_s + plan.idle_s + PATIENCE_S, connect=PATIENCE_S)
+    # As browsers have it: HTTP/2 over TLS alone, and a proxy may compress. A proxy of this
+    # machine's own for its way out would be measured instead.
+    tls = url.startswith("https:")
+    async with httpx.AsyncClient(
+        base_url=url, http2=tls, timeout=patience, trust_env=False
+    ) as client:
+        try:
+            # Whatever the answer is, there is somebody to measure.
+            await client.get("/", timeout=PATIENCE_S)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            why = str(error) or type(error).__name__
+            raise UnreachableError(f"{url} cannot be reached: {why}") from error
+        async with asyncio.TaskGroup() as group:
+            web = group.create_task(_web_stream(client, plan, tell))
+            sse = group.create_task(_sse_stream(client, plan, tell))
+            web_silence = group.create_task(_web_silence(client, plan, tell))
+            sse_silence = group.create_task(_sse_silence(client, plan, tell))
+            cancel = group.create_task(_cancel(client))
+    left = cancel.result()
+    return Measured(
+        url=url,
+        streams=[web.result(), sse.result()],
+        silences=[found for task in (web_silence, sse_silence) if (found := task.result())],
+        cancels=[left] if left else [],
+    )
+
+
+# --- gRPC-Web ---------------------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _probe(
+    client: httpx.AsyncClient, count: int, interval_s: float
+) -> AsyncIterator[httpx.Response]:
+    request = probe_service_pb2.ProbeRequest(count=count)
+    request.interval.FromNanoseconds(round(interval_s * 1e9))
+    raw = request.SerializeToString()
+    kind = "application/grpc-web+proto"
+    headers = {"content-type": kind, "accept": kind, "x-grpc-web": "1"}
+    body = struct.pack(">BI", 0, len(raw)) + raw
+    async with client.stream("POST", _PROBE, content=body, headers=headers) as response:
+        if not _is(response, "application/grpc-web"):
+            raise _RefusedError(response)
+        status = response.headers.get("grpc-status", "0")
+        if status != "0":
+            raise _RefusedError(response, response.headers.get("grpc-message") or f"code {status}")
+        yield response
+
+
+async def _web_stream(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Stream:
+    arrivals: list[Arrival] = []
+    frames = WebFrames()
+    answer: httpx.Response | None = None
+    try:
+        async with (
+            asyncio.timeout(plan.deadline_s),
+            _probe(client, plan.frames, plan.interval_s) as answer,
+        ):
+            async for chunk in answer.aiter_bytes():
+                for raw in frames.feed(chunk):
+                    sent = probe_service_pb2.ProbeResponse.FromString(raw).send_time
+                    arrivals.append(Arrival(sent.ToNanoseconds() / 1e9, time.monotonic()))
+                    tell(WEB, len(arrivals), plan.frames)
+    except _RefusedError as error:
+        return _stream(WEB, error.response, refusal=error.refusal)
+    except (httpx.HTTPError, WireError, TimeoutError):
+        pass  # `whole` says so.
+    if frames.status and not arrivals and answer is not None:
+        refused = _RefusedError(answer, frames.message or f"code {frames.status}")
+        return _stream(WEB, answer, refusal=refused.refusal)
+    return _stream(WEB, answer, arrivals=arrivals, whole=frames.status == 0)
+
+
+async def _web_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Silence | None:
+    """Two frames with nothing between them."""
+    if not plan.idle_s:
+        return None
+    frames = WebFrames()
+    server = ""
+    count = 0
+    began_s = time.monotonic()
+    try:
+        async with (
+            plan.watching(f"{WEB}, silent", tell),
+            asyncio.timeout(plan.idle_s + PATIENCE_S),
+            _probe(client, 2, plan.idle_s) as answer,
+        ):
+            server = _server(answer)
+            async for chunk in answer.aiter_bytes():
+                count += len(frames.feed(chunk))
+    except _RefusedError as error:
+        if error.refusal.status != httpx.codes.GATEWAY_TIMEOUT:
+            return None  # The other stream has it.
+        server = _server(error.response)
+    except (httpx.HTTPError, WireError, TimeoutError):
+        pass
+    return Silence(WEB, plan.idle_s, None if count == 2 else time.monotonic() - began_s, server)
+
+
+# --- server-sent events -----------------------------------------------------------------------
+
+
+@contextlib.asynccontextmanager
+async def _session(client: httpx.AsyncClient, **config: Any) -> AsyncIterator[str]:
+    """A session of the counting model, deleted at the end; its path."""
+    given = {"model": "scripted/count", **config}
+    response = await client.post(_SESSIONS, json=given)
+    found = _json(response)
+    if response.status_code != httpx.codes.OK or "session" not in found:
+        raise _RefusedError(response, _said(response))
+    path = f"{_SESSIONS}/{found['session']['sessionId']}"
+    try:
+        yield path
+    finally:
+        with contextlib.suppress(httpx.HTTPError):
+            await client.delete(path)
+
+
+@contextlib.asynccontextmanager
+async def _events(client: httpx.AsyncClient, path: str) -> AsyncIterator[httpx.Response]:
+    headers = {"accept": "text/event-stream", "cache-control": "no-store"}
+    async with client.stream("GET", f"{path}/events", headers=headers) as response:
+        if not _is(response, "text/event-stream"):
+            raise _RefusedError(response)
+        yield response
+
+
+async def _say(client: httpx.AsyncClient, path: str) -> None:
+    frame = {"frameId": "probe", "message": {"parts": [{"text": "go"}]}}
+    response = await client.post(f"{path}/frames", json=frame)
+    if response.status_code != httpx.codes.OK or "receipt" not in _json(response):
+        raise _RefusedError(response, _said(response))
+
+
+async def _sse_stream(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Stream:
+    options = {"rate": f"{1 / plan.interval_s:g}"}
+    arrivals: list[Arrival] = []
+    answer: httpx.Response | None = None
+    whole = False
+    try:
+        async with _session(
+            client, engineOptions=options, sampling={"maxTokens": plan.frames}
+        ) as path:
+            reading = _Reading(client, path, arrivals, tell, plan)
+            task = asyncio.create_task(reading.run())
+            try:
+                await _say(client, path)
+                await asyncio.wait([task], timeout=plan.deadline_s)
+                if not task.done():
+                    # What is held back comes when the session, and with it the stream, ends.
+                    await client.delete(path)
+                    await asyncio.wait([task], timeout=PATIENCE_S)
+            finally:
+                await _end(task)
+                answer, whole = reading.answer, reading.whole
+            if not task.cancelled():
+                task.result()
+    except _RefusedError as error:
+        return _stream(SSE, error.response, refusal=error.refusal)
+    except (httpx.HTTPError, WireError, ValueError):
+        pass  # `whole` says so.
+    return _stream(SSE, answer, arrivals=arrivals, whole=whole)
+
+
+class _Reading:
+    """The reader of the measured events."""
+
+    def __init__(
+        self,
+        client: httpx.AsyncClient,
+        path: str,
+        arrivals: list[Arrival],
+        tell: Tell,
+        plan: Plan,
+    ) -> None:
+        self._client, self._path, self._arrivals = client, path, arrivals
+        self._tell, self._plan = tell, plan
+        self.answer: httpx.Response | None = None
+        self.whole = False
+
+    async def run(self) -> None:
+        """Read until the turn has ended."""
+        decoder = ServerSentEvents()
+        async with _events(self._client, self._path) as self.answer:
+            async for chunk in self.answer.aiter_bytes():
+                for name, data in decoder.feed(chunk):
+                    if name == "output_delta":
+                        sent = Timestamp()
+                        sent.FromJsonString(json.loads(data)["time"])
+                        sent_s = sent.ToNanoseconds() / 1e9
+                        self._arrivals.append(Arrival(sent_s, time.monotonic()))
+                        self._tell(SSE, len(self._arrivals), self._plan.frames)
+                    elif name == "turn_finished":
+                        self.whole = True
+                        return
+
+
+async def _sse_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Silence | None:
+    """A session in which nothing is said: heartbeats, and nothing else."""
+    if not plan.idle_s:
+        return None
+    server = ""
+    cut_s: float | None = None
+    try:
+        async with plan.watching(f"{SSE}, silent", tell), _session(client) as path:
+            began_s = time.monotonic()
+            try:
+                async with asyncio.timeout(plan.idle_s), _events(client, path) as answer:
+                    server = _server(answer)
+                    async for _ in answer.aiter_bytes():
+                        pass
+                cut_s = time.monotonic() - began_s
+            except TimeoutError:
+                pass  # It lives.
+            except _RefusedError as error:
+                if error.refusal.status != httpx.codes.GATEWAY_TIMEOUT:
+                    return None
+                server, cut_s = _server(error.response), time.monotonic() - began_s
+            except httpx.HTTPError:
+                cut_s = time.monotonic() - began_s
+    except (_RefusedError, httpx.HTTPError):
+        return None  # The other stream has it.
+    return Silence(SSE, plan.idle_s, cut_s, server)
+
+
+async def _cancel(client: httpx.AsyncClient) -> Cancel | None:
+    """Leave an answer that stops when nobody reads it."""
+    server = ""
+
+    async def read(path: str) -> None:
+        async with _events(client, path) as answer:
+            async for _ in answer.aiter_bytes():
+                pass
+
+    try:
+        async with _session(
+            client,
+            engineOptions={"rate": "10"},
+            sampling={"maxTokens": 10_000},
+            onDisconnect={"action": "ACTION_CANCEL_NOW"},
+        ) as path:
+            reading = asyncio.create_task(read(path))
+
+            async def running() -> bool:
+                nonlocal server
+                response = await client.get(path)
+                found = _json(response)
+                if response.status_code != httpx.codes.OK or "session" not in found:
+                    raise _RefusedError(response, _said(response))
+                server = _server(response)
+                return bool(found["session"].get("runningTurnId"))
+
+            try:
+                await _say(client, path)
+                return Cancel(
+                    SSE, CANCEL_WAIT_S, await leaves(running, lambda: _end(reading)), server
+                )
+            finally:
+                await _end(reading)
+    except (_RefusedError, httpx.HTTPError, TimeoutError):
+        return None
+
+
+async def _end(task: asyncio.Task[None]) -> None:
+    """End a reader; how it ended may still be asked."""
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.exception()
+
+
+# --- answers ----------------------------------------------------------------------------------
+
+
+def _stream(
+    door: str,
+    answer: httpx.Response | None,
+    *,
+    arrivals: list[Arrival] | None = None,
+    whole: bool = True,
+    refusal: Refusal | None = None,
+) -> Stream:
+    return Stream(
+        door=door,
+        arrivals=arrivals or [],
+        whole=whole,
+        http_version=answer.http_version if answer else "",
+        server=_server(answer) if answer else "",
+        encoding=answer.headers.get("content-encoding", "") if answer else "",
+        refusal=refusal,
+    )
+
+
+def _server(response: httpx.Response) -> str:
+    return str(response.headers.get("server") or response.headers.get("via") or "")[:80]
+
+
+def _is(response: httpx.Response, kind: str) -> bool:
+    given = response.headers.get("content-type", "")
+    return response.status_code == httpx.codes.OK and given.startswith(kind)
+
+
+def _json(response: httpx.Response) -> dict[str, Any]:
+    try:
+        found = response.json()
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _said(response: httpx.Response) -> str:
+    """The server's own error; empty if it is a proxy's, or Envoy's about a path that it lacks."""
+    found = _json(response)
+    if "details" in found and isinstance(found.get("message"), str):
+        return str(found["message"])[:300]
+    return ""
+
+
+def _public(path: str) -> str:
+    """A path without the session's id, which is a secret."""
+    before, found, after = path.partition(f"{_SESSIONS}/")
+    if not found:
+        return path
+    _, slash, rest = after.partition("/")
+    return f"{before}{found}{{session_id}}{slash}{rest}"
