@@ -47,7 +47,7 @@ class HostConfig:
     max_waiting_runs: int = 1_000
     max_owed_receipts: int = 1024
     max_backlog_bytes: int = 64 * MIB
-    commit_pace_s: float = 0.008
+    commit_pace_s: float = 0.004
     max_ahead_events: int = 16
     heartbeat_s: float = 15.0
     frame_events: int = 512
