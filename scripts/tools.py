@@ -37,6 +37,7 @@ GO_CLIENT = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
 # What GO_TOOLS and the Go client ask for in their go.mod.
 GO_MINIMUM = (1, 25)
 WEB = ROOT / "gateway" / "web"
+NGINX = HOME / "nginx"
 # What Vite asks for.
 NODE_MINIMUM = (20, 19)
 # As distributions and their makers call it.
@@ -245,6 +246,34 @@ def install_chromium() -> None:
     raise FileNotFoundError("no Chromium on the PATH")
 
 
+# --- nginx, as a proxy that does what it should not -------------------------------------------
+
+
+def find_nginx() -> Path | None:
+    """The machine's nginx, else the one under .tools/."""
+    # Only root has sbin on the PATH.
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", str(NGINX / "usr" / "sbin")])
+    found = shutil.which("nginx", path=path)
+    return Path(found) if found else None
+
+
+def nginx_environment() -> dict[str, str]:
+    """What the nginx under .tools/ finds its libraries by."""
+    folders = sorted({str(path.parent) for path in (NGINX / "usr" / "lib").glob("*/*.so*")})
+    return {"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {}
+
+
+def install_nginx() -> None:
+    """Unpack the distribution's package and the library it may lack; nobody need be root."""
+    packages = HOME / "nginx-packages"
+    shutil.rmtree(packages, ignore_errors=True)
+    packages.mkdir(parents=True)
+    run("apt-get", "download", "nginx", "libpcre2-8-0", cwd=packages)
+    for package in packages.glob("*.deb"):
+        run("dpkg-deb", "--extract", package, NGINX)
+    shutil.rmtree(packages)
+
+
 TOOLS = {
     tool.name: tool
     for tool in (
@@ -283,6 +312,12 @@ TOOLS = {
             find=find_chromium,
             install=install_chromium,
             remedy="install Chromium (Debian: apt-get install chromium)",
+        ),
+        Tool(
+            name="nginx",
+            find=find_nginx,
+            install=install_nginx,
+            remedy="install nginx (Debian: apt-get install nginx-light)",
         ),
     )
 }

@@ -69,8 +69,8 @@ def probe(
     from backchannel.probe.plan import Plan, UnreachableError
     from backchannel.probe.verdict import judge
 
-    plan = Plan(frames=frames, interval_s=interval, idle_s=idle)
     try:
+        plan = Plan(frames=frames, interval_s=interval, idle_s=idle)
         measured = asyncio.run(_measure(url, plan))
     except (UnreachableError, ValueError) as error:
         if json:

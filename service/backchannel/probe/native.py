@@ -93,7 +93,7 @@ async def _silence(channel: grpc.aio.Channel, plan: Plan, tell: Tell) -> Silence
     stub = probe_service_pb2_grpc.ProbeServiceStub(channel)
     try:
         async with plan.watching(f"{DOOR}, silent", tell):
-            async for _ in stub.Probe(request):
+            async for _ in stub.Probe(request, timeout=plan.idle_s + PATIENCE_S):
                 pass
     except grpc.aio.AioRpcError as error:
         if error.code() is grpc.StatusCode.UNIMPLEMENTED:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
@@ -38,6 +39,10 @@ class Plan:
     frames: int = 40
     interval_s: float = 0.1
     idle_s: float = 16.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.interval_s) and math.isfinite(self.idle_s)):
+            raise ValueError("--interval and --idle are numbers of seconds")
 
     @property
     def deadline_s(self) -> float:

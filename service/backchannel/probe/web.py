@@ -49,13 +49,17 @@ async def measure(url: str, *, plan: Plan, tell: Tell) -> Measured:
     # As browsers have it: HTTP/2 over TLS alone, and a proxy may compress. A proxy of this
     # machine's own for its way out would be measured instead.
     tls = url.startswith("https:")
+    try:
+        httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise UnreachableError(f"{url} is no URL: {error}") from error
     async with httpx.AsyncClient(
         base_url=url, http2=tls, timeout=patience, trust_env=False
     ) as client:
         try:
             # Whatever the answer is, there is somebody to measure.
             await client.get("/", timeout=PATIENCE_S)
-        except (httpx.HTTPError, httpx.InvalidURL) as error:
+        except (httpx.HTTPError, OSError) as error:
             why = str(error) or type(error).__name__
             raise UnreachableError(f"{url} cannot be reached: {why}") from error
         async with asyncio.TaskGroup() as group:
