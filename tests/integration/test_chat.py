@@ -316,6 +316,18 @@ async def test_an_answer_under_way_is_gone_on_with(sdk: Client) -> None:
         await terminal.expect("100 tokens: 100 shown, 0 wasted")
 
 
+async def test_a_session_that_somebody_else_deletes_is_over(sdk: Client) -> None:
+    session_id = "deleted-by-somebody-else"
+    async with sdk.converse(model="scripted/echo", session_id=session_id) as conversation:
+        await conversation.say("hello")
+    async with Terminal("chat", "--session", session_id) as terminal:
+        await terminal.expect("hello[^$]+> ")
+        await sdk.delete(session_id)
+        terminal.type("more\r")
+        await terminal.expect("the session is over: it was deleted, or has expired")
+        assert await terminal.ended() == 1
+
+
 @pytest.mark.usefixtures("address")
 async def test_what_a_model_says_cannot_drive_the_terminal() -> None:
     async with Terminal("chat", "--model", "scripted/echo", "a\x1b]0;title\x07b \x1b[2Jc") as one:

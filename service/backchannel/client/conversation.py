@@ -300,8 +300,10 @@ class Conversation:
             StatusError: It was refused.
             ValueError: It has no frame_id.
         """
-        if self._task is None or self._task.done():
+        if self._task is None:
             raise ClosedError("the conversation is not open; use it inside its `async with`")
+        if self._task.done():
+            raise self._stream.over()
         return await self._stream.outbox.send(frame)
 
     # --- what was seen ------------------------------------------------------------------------

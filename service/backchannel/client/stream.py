@@ -98,6 +98,7 @@ class Stream:
         self._turn_runs = False
         self._server_leaves = False
         self._session_ended = False
+        self._trouble: ClientError | None = None
         self._closing = False
         self._parts: list[Snapshot] = []
 
@@ -110,20 +111,26 @@ class Stream:
                 try:
                     await self._keep_open()
                 except ClientError as trouble:
-                    error = trouble
+                    error = self._trouble = trouble
                 finally:
                     self._calls.stop_all()
         except BaseException:
             error = ClosedError("the conversation was left")
             raise
         finally:
-            self.outbox.fail(error or ClosedError("the conversation is over"))
+            self.outbox.fail(error or self.over())
             self.inbox.end(error)
             if not self.opened.done():
                 if error is None:
                     self.opened.set_result(None)
                 else:
                     self.opened.set_exception(error)
+
+    def over(self) -> ClosedError:
+        """What to say to somebody who uses the conversation once the stream is over."""
+        if self._session_ended:
+            return ClosedError("the session is over: it was deleted, or has expired")
+        return ClosedError(f"the conversation is over: {self._trouble or 'it was left'}")
 
     def close(self) -> None:
         """Say goodbye; `run` returns when the server has answered."""

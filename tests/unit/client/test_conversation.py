@@ -340,6 +340,21 @@ async def test_a_session_that_goes_while_we_are_away_ends_the_iteration() -> Non
             await conversation.send("again")
 
 
+async def test_a_message_after_the_end_is_told_what_the_end_was() -> None:
+    async def deleted(wire: Wire) -> None:
+        await wire.events(opened(), CLOSED)
+
+    async with Peer(deleted) as peer, peer.client() as client:
+        async with client.converse() as conversation:
+            assert await seqs(conversation.events()) == [1, 2]
+            with pytest.raises(ClosedError, match="the session is over: it was deleted"):
+                await conversation.send("more")
+        with pytest.raises(ClosedError, match="the session is over: it was deleted"):
+            await conversation.send("more")
+        with pytest.raises(ClosedError, match="inside its `async with`"):
+            await client.converse().send("more")
+
+
 async def test_nobody_there_is_said_after_the_time_one_is_ready_to_wait() -> None:
     async with Peer() as peer:
         pass
