@@ -160,7 +160,8 @@ async def test_a_session_has_one_replica_on_every_door() -> None:
             (one,) = [port for port in after if after[port] != before[port]]
             assert after[one] - before[one] == 5
             used.add(one)
-        assert len(used) == 3
+        # Which of them is chance, that it is not always the same one is not.
+        assert len(used) > 1
 
 
 async def test_calls_without_a_session_are_spread() -> None:
