@@ -8,9 +8,10 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 
@@ -109,6 +110,27 @@ async def test_a_message_that_is_refused_leaves_no_session(sdk: Client) -> None:
     assert (done.code, done.out) == (1, "")
     assert "at most 1 MiB" in done.err
     assert not [session async for session in sdk.sessions()]
+
+
+@pytest.fixture
+def full() -> Iterator[BinaryIO]:
+    """A place where nothing can be written to."""
+    with Path("/dev/full").open("wb") as file:
+        yield file
+
+
+@pytest.mark.usefixtures("address")
+@pytest.mark.parametrize("command", [("chat", "-m", "scripted/count", "x"), ("models",)])
+async def test_output_that_cannot_be_written_is_said_in_a_line(
+    command: tuple[str, ...], full: BinaryIO
+) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "backchannel", *command), stdout=full, stderr=subprocess.PIPE
+    )
+    _, err = await process.communicate()
+    assert process.returncode == 1
+    assert "Cannot write: No space left on device" in err.decode()
+    assert "Traceback" not in err.decode()
 
 
 @pytest.mark.usefixtures("address")

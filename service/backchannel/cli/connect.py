@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 from collections.abc import Coroutine
 from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
@@ -15,6 +17,9 @@ EXIT_FAILED: Final = 1
 EXIT_USAGE: Final = 2
 # As shells do: 128 and the number of SIGINT.
 EXIT_INTERRUPTED: Final = 130
+
+# How writing fails that is nobody's mistake in the command.
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 
 # A server that is just starting is waited for; one that is not there is said so soon.
 _CONNECT_TIMEOUT_S: Final = 2.0
@@ -75,7 +80,17 @@ def run(command: Coroutine[None, None, int], server: str) -> NoReturn:
     from backchannel.client import ClientError
 
     try:
-        raise typer.Exit(asyncio.run(command))
+        code = asyncio.run(command)
+        # Here it can still be said that it cannot be written.
+        sys.stdout.flush()
+        raise typer.Exit(code)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        # What is left in the buffer would fail once more when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        typer.echo(f"Cannot write: {error.strerror}.", err=True)
+        raise typer.Exit(EXIT_FAILED) from None
     except KeyboardInterrupt:
         raise typer.Exit(EXIT_INTERRUPTED) from None
     except ClientError as error:
