@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
+import structlog
 from hypothesis import HealthCheck, settings
 
 from scripts import tools
@@ -125,6 +127,16 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for *cells, remedy in rows:
         padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=True)]
         terminalreporter.line("  ".join([*padded, remedy]))
+
+
+@pytest.fixture(autouse=True)
+def _logging_as_it_was() -> Iterator[None]:
+    """Undo what a test sets up: a stream that it captured is closed when the next one logs."""
+    root = logging.getLogger()
+    handlers, level, complain = root.handlers[:], root.level, logging.raiseExceptions
+    yield
+    root.handlers[:], root.level, logging.raiseExceptions = handlers, level, complain
+    structlog.reset_defaults()
 
 
 @pytest.fixture(scope="session")

@@ -79,6 +79,9 @@ def configure(
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
         )
     )
+    # Where a line cannot be written, the standard library would print it with the exception that is
+    # being handled, in whose message may stand what somebody said.
+    logging.raiseExceptions = False
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

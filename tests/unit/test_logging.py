@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging as standard
-from collections.abc import Iterator
 
 import pytest
 import structlog
@@ -14,15 +13,6 @@ from backchannel import logging
 from backchannel.errors import BackchannelError, Reason
 
 SECRET = "what the person said"
-
-
-@pytest.fixture(autouse=True)
-def _as_it_was() -> Iterator[None]:
-    root = standard.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:], root.level = handlers, level
-    structlog.reset_defaults()
 
 
 class Terminal(io.StringIO):
@@ -88,3 +78,16 @@ def test_exceptions_without_their_words(log_format: logging.LogFormat) -> None:
 def test_our_own_errors_keep_theirs() -> None:
     error = BackchannelError(Reason.LOG_UNAVAILABLE, "the disk is full; make room")
     assert "LOG_UNAVAILABLE: the disk is full; make room" in logging.described(error)
+
+
+def test_a_log_that_cannot_be_written_says_nothing_elsewhere(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    stream = io.StringIO()
+    logging.configure(stream=stream)
+    stream.close()
+    try:
+        raise ValueError(SECRET)
+    except ValueError:
+        structlog.get_logger("backchannel.test").error("broke")
+    assert SECRET not in "".join(capsys.readouterr())
