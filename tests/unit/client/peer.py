@@ -63,12 +63,14 @@ def stamp(after_s: float = 0.0) -> Timestamp:
 class Wire:
     """One stream, from the server's end."""
 
-    def __init__(self, context: Context, peer: Peer) -> None:
+    def __init__(self, context: Context, peer: Peer, *, heard: bool = False) -> None:
         self._context = context
         self.peer = peer
+        self._heard = heard
 
     async def read(self) -> ClientFrame:
         frame = await self._context.read()
+        self._heard = True
         assert isinstance(frame, ClientFrame), "the client has half-closed"
         self.peer.frames.append(frame)
         return frame
@@ -92,6 +94,10 @@ class Wire:
         await self._context.abort(grpc.StatusCode.UNAVAILABLE, message)
 
     async def refuse(self, error: BackchannelError) -> NoReturn:
+        if not self._heard:
+            # A status that overtakes the client's own headers is lost in gRPC: it reports an
+            # "Internal error from Core" instead, which is one more cut.
+            await self._context.read()
         details = (("grpc-status-details-bin", error.to_status().SerializeToString()),)
         code = next(code for code in grpc.StatusCode if code.value[0] == error.grpc_code)
         await self._context.abort(code, str(error), details)
@@ -181,7 +187,7 @@ class Peer:
         self.deleted += 1
         if self.deleted == 1:
             await Wire(context, self).cut()
-        await Wire(context, self).refuse(GONE)
+        await Wire(context, self, heard=True).refuse(GONE)
 
 
 def opened(seq: int = 1) -> Event:
