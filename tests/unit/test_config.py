@@ -192,3 +192,20 @@ def test_a_file_that_is_not_toml(tmp_path: Path, text: str) -> None:
 def test_a_file_there_is_not(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--config: cannot read .*: No such file"):
         ServeConfig.load({}, tmp_path / "nothing.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("MAX_LIVE", "-5", "max_live must be at least 1"),
+        ("MAX_READERS", "0", "max_readers must be at least 1"),
+        ("HEARTBEAT_S", "-1", "heartbeat_s must be at least 0"),
+        ("SWEEP_S", "nan", "sweep_s must be at least 0"),
+    ],
+)
+def test_limits_that_make_no_sense(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, why: str
+) -> None:
+    monkeypatch.setenv(f"BACKCHANNEL_SESSIONS__{name}", value)
+    with pytest.raises(ConfigError, match=why):
+        ServeConfig.load({})

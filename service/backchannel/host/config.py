@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 from backchannel.log.protocol import Retention
 
@@ -64,3 +64,15 @@ class HostConfig:
     retry_most_s: float = 15.0
     parallel_loads: int = 8
     retention: Retention = field(default_factory=Retention)
+
+    def __post_init__(self) -> None:
+        """Refuse what makes no sense.
+
+        Raises:
+            ValueError: A count is less than 1, or a time less than 0; names the setting.
+        """
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            least = 1 if isinstance(value, int) else 0
+            if isinstance(value, int | float) and not value >= least:
+                raise ValueError(f"{setting.name} must be at least {least}, not {value}")
