@@ -102,7 +102,7 @@ def _dump_turn(turn: Turn) -> dict[str, Any]:
         ],
         "rounds": [[one.text_end, one.reasoning_end, one.calls_end] for one in turn.rounds],
         "delivered_tokens": turn.delivered_tokens,
-        "kept": [turn.kept_chars, turn.kept_reasoning_chars, turn.truncated],
+        "kept": [turn.kept_chars, turn.kept_reasoning_chars],
         "finish_reason": turn.finish_reason,
         "usage": _pack(turn.usage),
     }
@@ -159,7 +159,7 @@ def _load(record: dict[str, Any]) -> SessionState:
 
 def _load_turn(record: dict[str, Any]) -> Turn:
     accepted_ns, started_ns, started_seq, ended_seq = record["times"]
-    kept_chars, kept_reasoning_chars, truncated = record["kept"]
+    kept_chars, kept_reasoning_chars = record["kept"]
     usage = record["usage"]
     return Turn(
         turn_id=record["turn_id"],
@@ -184,7 +184,6 @@ def _load_turn(record: dict[str, Any]) -> Turn:
         pace=Pace(),
         kept_chars=kept_chars,
         kept_reasoning_chars=kept_reasoning_chars,
-        truncated=truncated,
         finish_reason=record["finish_reason"],
         usage=_unpack(session_pb2.Usage, usage) if usage is not None else None,
     )

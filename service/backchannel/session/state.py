@@ -268,7 +268,6 @@ class SessionState:
         if turn is None or turn.turn_id != truncated.turn_id:
             raise self._corrupt(event, "cuts a turn that is not the last")
         turn.cut(truncated.kept_chars, event_pb2.KEEP_DISPLAYED)
-        turn.truncated = True
         if turn.usage is not None:
             kept = turn.kept_tokens()
             self.total_usage.kept_tokens -= turn.usage.kept_tokens - kept

@@ -137,7 +137,6 @@ class Turn:
     pace: Pace = field(default_factory=Pace)
     kept_chars: int | None = None
     kept_reasoning_chars: int | None = None
-    truncated: bool = False
     finish_reason: session_pb2.FinishReason.ValueType = session_pb2.FINISH_REASON_UNSPECIFIED
     usage: session_pb2.Usage | None = None
 

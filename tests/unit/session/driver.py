@@ -471,6 +471,6 @@ def _durable_turn(turn: Turn) -> dict[str, Any]:
         ],
         "rounds": [(one.text_end, one.reasoning_end, one.calls_end) for one in turn.rounds],
         "delivered": turn.delivered_tokens,
-        "kept": (turn.kept_chars, turn.kept_reasoning_chars, turn.truncated),
+        "kept": (turn.kept_chars, turn.kept_reasoning_chars),
         "end": (turn.finish_reason, str(turn.usage)),
     }
