@@ -1,6 +1,7 @@
 """The folded state as bytes, so that the log may drop the events before it.
 
-Private to the service and versioned: a reader refuses a version it does not know. Made only while
+Private to the service and versioned: a reader refuses a version it does not know. Version 1 has
+neither the timing of a turn nor the place of a call in its text. Made only while
 nothing runs, so a running turn or an open call is always told by events that are still there.
 The encoding is a CRC-32 in hexadecimal and JSON, with protobuf messages as base64 of their bytes.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
@@ -22,7 +24,8 @@ from backchannel.session.table import Phase
 from backchannel.session.turn import Call, Mark, Pace, Round, Turn
 from backchannel.v1 import event_pb2, session_pb2
 
-VERSION: Final = 1
+VERSION: Final = 2
+READABLE: Final = (1, VERSION)
 FRAMES_KEPT_NS: Final = 24 * 3600 * SECOND_NS
 
 _M = TypeVar("_M", bound=Message)
@@ -90,6 +93,7 @@ def _dump_turn(turn: Turn) -> dict[str, Any]:
             [
                 call.call_id,
                 call.name,
+                call.text_offset,
                 call.ready,
                 call.arguments_json,
                 call.idle_deadline_ns,
@@ -105,6 +109,7 @@ def _dump_turn(turn: Turn) -> dict[str, Any]:
         "kept": [turn.kept_chars, turn.kept_reasoning_chars],
         "finish_reason": turn.finish_reason,
         "usage": _pack(turn.usage),
+        "timing": _pack(turn.timing),
     }
 
 
@@ -119,11 +124,11 @@ def load(data: bytes) -> SessionState:
         if int(data[:8], 16) != crc32(body):
             raise ValueError("the checksum does not fit")
         record = json.loads(body)
-        if record["version"] != VERSION:
+        if record["version"] not in READABLE:
             raise BackchannelError(
                 Reason.LOG_CORRUPT,
                 f"a checkpoint of this session has version {record['version']}, "
-                f"this program reads {VERSION}; use the program that wrote it",
+                f"this program reads up to {VERSION}; use the program that wrote it",
             )
         return _load(record)
     except (ValueError, KeyError, TypeError, IndexError, DecodeError, RecursionError) as error:
@@ -160,7 +165,9 @@ def _load(record: dict[str, Any]) -> SessionState:
 def _load_turn(record: dict[str, Any]) -> Turn:
     accepted_ns, started_ns, started_seq, ended_seq = record["times"]
     kept_chars, kept_reasoning_chars = record["kept"]
-    usage = record["usage"]
+    usage, timing = record["usage"], record.get("timing")
+    rounds = [Round(*one) for one in record["rounds"]]
+    calls = [_load_call(record["turn_id"], call) for call in _placed(record, rounds)]
     return Turn(
         turn_id=record["turn_id"],
         frame_ids=record["frame_ids"],
@@ -178,23 +185,37 @@ def _load_turn(record: dict[str, Any]) -> Turn:
             Mark(seq, event_pb2.Channel.ValueType(channel), end, tokens, call_id)
             for seq, channel, end, tokens, call_id in record["marks"]
         ],
-        calls=[_load_call(record["turn_id"], call) for call in record["calls"]],
-        rounds=[Round(*one) for one in record["rounds"]],
+        calls=calls,
+        rounds=rounds,
         delivered_tokens=record["delivered_tokens"],
         pace=Pace(),
         kept_chars=kept_chars,
         kept_reasoning_chars=kept_reasoning_chars,
         finish_reason=record["finish_reason"],
         usage=_unpack(session_pb2.Usage, usage) if usage is not None else None,
+        timing=_unpack(session_pb2.Timing, timing) if timing is not None else None,
     )
 
 
+def _placed(record: dict[str, Any], rounds: list[Round]) -> Iterator[list[Any]]:
+    """The calls of a turn, in version 1 put where a model writes them: after their round's text."""
+    for place, call in enumerate(record["calls"]):
+        if "timing" in record:
+            yield call
+            continue
+        ends = (one.text_end for one in rounds if place < one.calls_end)
+        call_id, name, *rest = call
+        yield [call_id, name, next(ends, len(record["text"])), *rest]
+
+
 def _load_call(turn_id: str, record: list[Any]) -> Call:
-    call_id, name, ready, arguments, idle_ns, deadline_ns, outcome, result, late = record
+    call_id, name, text_offset, ready, arguments, *rest = record
+    idle_ns, deadline_ns, outcome, result, late = rest
     return Call(
         call_id=call_id,
         turn_id=turn_id,
         name=name,
+        text_offset=text_offset,
         ready=ready,
         arguments=[arguments],
         idle_deadline_ns=idle_ns,

@@ -200,7 +200,7 @@ class SessionState:
         if started.call_id in self.calls:
             raise self._corrupt(event, "starts a tool call that there is already")
         turn.enter_round(started.round)
-        call = Call(started.call_id, turn.turn_id, started.name)
+        call = Call(started.call_id, turn.turn_id, started.name, turn.text_chars)
         turn.calls.append(call)
         self.calls[call.call_id] = call
 
@@ -286,6 +286,7 @@ class SessionState:
         turn.ended_seq = event.seq
         turn.usage = session_pb2.Usage()
         turn.usage.CopyFrom(finished.usage)
+        turn.timing = finished.timing if finished.HasField("timing") else None
         total, usage = self.total_usage, finished.usage
         total.prompt_tokens += usage.prompt_tokens
         total.cached_prompt_tokens += usage.cached_prompt_tokens

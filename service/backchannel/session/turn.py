@@ -43,6 +43,7 @@ class Call:
 
     Attributes:
         ready: Its arguments are complete and it was announced.
+        text_offset: Characters of the turn's text before it.
         arguments: Pieces while it is written, one string once it is ready.
         late_results: How many results came after its end.
     """
@@ -50,6 +51,7 @@ class Call:
     call_id: str
     turn_id: str
     name: str
+    text_offset: int
     ready: bool = False
     arguments: list[str] = field(default_factory=list)
     idle_deadline_ns: int = 0
@@ -139,6 +141,7 @@ class Turn:
     kept_reasoning_chars: int | None = None
     finish_reason: session_pb2.FinishReason.ValueType = session_pb2.FINISH_REASON_UNSPECIFIED
     usage: session_pb2.Usage | None = None
+    timing: session_pb2.Timing | None = None
 
     @property
     def text(self) -> str:

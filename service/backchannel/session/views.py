@@ -36,6 +36,7 @@ def call_view(call: Call) -> session_pb2.ToolCall:
         arguments_json=call.arguments_json,
         outcome=call.outcome,
         result=call.result,
+        text_offset=call.text_offset,
     )
     if call.ready:
         view.idle_deadline.CopyFrom(stamp_of(call.idle_deadline_ns))
@@ -55,6 +56,7 @@ def turn_view(turn: Turn) -> session_pb2.Turn:
         tool_calls=[call_view(call) for call in turn.calls],
         finish_reason=turn.finish_reason,
         usage=turn.usage,
+        timing=turn.timing,
     )
 
 

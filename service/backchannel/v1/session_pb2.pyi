@@ -885,6 +885,7 @@ class ToolCall(_message.Message):
     DEADLINE_FIELD_NUMBER: _builtins.int
     OUTCOME_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    TEXT_OFFSET_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     turn_id: _builtins.str
     name: _builtins.str
@@ -892,6 +893,10 @@ class ToolCall(_message.Message):
     """One JSON object, complete."""
     outcome: Global___ToolCallOutcome.ValueType
     """TOOL_CALL_OUTCOME_UNSPECIFIED while the call is open."""
+    text_offset: _builtins.int
+    """Where in its turn the call stands: how many characters of TEXT the turn had when the model began
+    to write it. Set by the server; ignored in SessionConfig.history.
+    """
     @_builtins.property
     def idle_deadline(self) -> _timestamp_pb2.Timestamp:
         """When the call times out unless progress or a result comes."""
@@ -915,10 +920,11 @@ class ToolCall(_message.Message):
         deadline: _timestamp_pb2.Timestamp | None = ...,
         outcome: Global___ToolCallOutcome.ValueType = ...,
         result: Global___ToolResult | None = ...,
+        text_offset: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["deadline", b"deadline", "idle_deadline", b"idle_deadline", "result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "deadline", b"deadline", "idle_deadline", b"idle_deadline", "name", b"name", "outcome", b"outcome", "result", b"result", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arguments_json", b"arguments_json", "call_id", b"call_id", "deadline", b"deadline", "idle_deadline", b"idle_deadline", "name", b"name", "outcome", b"outcome", "result", b"result", "text_offset", b"text_offset", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1200,6 +1206,7 @@ class Turn(_message.Message):
     TOOL_CALLS_FIELD_NUMBER: _builtins.int
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
+    TIMING_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     frame_id: _builtins.str
     """The frame of the message that it answers. Empty if that frame had no id."""
@@ -1219,6 +1226,10 @@ class Turn(_message.Message):
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]: ...
     @_builtins.property
     def usage(self) -> Global___Usage: ...
+    @_builtins.property
+    def timing(self) -> Global___Timing:
+        """As in its TurnFinished. Absent while it runs."""
+
     def __init__(
         self,
         *,
@@ -1231,10 +1242,11 @@ class Turn(_message.Message):
         tool_calls: _abc.Iterable[Global___ToolCall] | None = ...,
         finish_reason: Global___FinishReason.ValueType = ...,
         usage: Global___Usage | None = ...,
+        timing: Global___Timing | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "frame_id", b"frame_id", "input", b"input", "kept_chars", b"kept_chars", "reasoning", b"reasoning", "text", b"text", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "frame_id", b"frame_id", "input", b"input", "kept_chars", b"kept_chars", "reasoning", b"reasoning", "text", b"text", "timing", b"timing", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -32,6 +32,7 @@ class ReadCall:
 
     call_id: str
     turn_id: str
+    text_offset: int
     ready: bool = False
     ends: list[event_pb2.ToolCallFinished] = field(default_factory=list)
     late: int = 0
@@ -172,8 +173,9 @@ class Reading:
         self, event: event_pb2.Event, started: event_pb2.ToolCallStarted, now_ns: int
     ) -> None:
         assert started.call_id not in self.calls
-        call = ReadCall(started.call_id, started.turn_id)
-        self._speaking(started.turn_id).calls.append(call)
+        turn = self._speaking(started.turn_id)
+        call = ReadCall(started.call_id, started.turn_id, len(turn.text))
+        turn.calls.append(call)
         self.calls[started.call_id] = call
 
     def _tool_call_delta(
@@ -361,6 +363,12 @@ def check_view(driver: Driver, reading: Reading) -> None:
     assert [turn.turn_id for turn in whole.turns] == [turn.turn_id for turn in reading.turns]
     assert [turn.text for turn in whole.turns] == [turn.text for turn in reading.turns]
     assert [turn.kept_chars for turn in whole.turns] == [len(one.kept) for one in reading.turns]
+    for shown, turn in zip(whole.turns, reading.turns, strict=True):
+        assert [(call.call_id, call.text_offset) for call in shown.tool_calls] == [
+            (call.call_id, call.text_offset) for call in turn.calls
+        ]
+        assert shown.HasField("timing") == (turn.finished is not None)
+        assert not turn.finished or shown.timing == turn.finished.timing
     if not reading.closed:
         assert [one.frame_id for one in whole.queued] == [one for one, _ in reading.waiting]
 

@@ -494,6 +494,50 @@ def test_a_snapshot_of_a_running_turn_announces_its_calls_again() -> None:
     assert [one.frame_id for one in snapshot.queued] == ["m2"]
 
 
+def _two_rounds() -> Driver:
+    """An ended turn that says "one ", calls, says "two", calls twice, says "three"."""
+    driver = Driver(tools=[tool()])
+    driver.say()
+    driver.text("one ")
+    driver.result(driver.call())
+    driver.finish("tool_calls")
+    driver.advance(2)
+    driver.text("two")
+    for call_id in [driver.call(), driver.call()]:
+        driver.result(call_id)
+    driver.finish("tool_calls")
+    driver.text("three")
+    driver.finish()
+    return driver
+
+
+def test_a_snapshot_tells_where_calls_stood_and_where_the_time_went() -> None:
+    driver = _two_rounds()
+    (turn,) = driver.session.snapshots()[0].turns
+    assert turn.text == "one twothree"
+    assert [call.text_offset for call in turn.tool_calls] == [4, 7, 7]
+    assert turn.timing == driver.ending.timing
+    assert turn.timing.total == seconds(2)
+    driver.say()
+    assert not driver.session.snapshots()[0].turns[1].HasField("timing")
+
+
+def test_a_checkpoint_of_version_1_is_read_without_what_it_did_not_hold() -> None:
+    driver = _two_rounds()
+    data = driver.session.checkpoint()
+    record = json.loads(data[8:])
+    for turn in record["turns"]:
+        del turn["timing"]
+        turn["calls"] = [call[:2] + call[3:] for call in turn["calls"]]
+    old = _sealed(json.dumps({**record, "version": 1}).encode())
+    (turn,) = driver.folded(old, len(driver.events)).snapshots()[0].turns
+    # A model writes its calls after the text of their round.
+    assert [call.text_offset for call in turn.tool_calls] == [4, 7, 7]
+    assert not turn.HasField("timing")
+    turn.timing.CopyFrom(driver.ending.timing)
+    assert turn == driver.session.snapshots()[0].turns[0]
+
+
 def test_a_checkpoint_holds_all_of_the_state() -> None:
     driver, _ = busy()
     driver.say("last \U0001f600")
@@ -529,7 +573,7 @@ def test_a_damaged_checkpoint_is_data_loss() -> None:
         b"\xff" + data,
         data[:-1],
         data[: len(data) // 2],
-        _changed(data, version=2),
+        _changed(data, version=3),
         _changed(data, turns=[{}]),
         _changed(data, config=half),
         _changed(data, queue=[["a"]]),
