@@ -22,6 +22,8 @@ class StartEngine:
         tools: What the model may call.
         sampling: With `max_tokens` reduced by what the turn has used.
         options: Engine-specific settings.
+        response_format: None for free text.
+        continue_text: What the answer begins with, to be gone on from; it is not in `messages`.
     """
 
     run_id: str
@@ -32,6 +34,8 @@ class StartEngine:
     tools: tuple[session_pb2.ToolSpec, ...]
     sampling: session_pb2.Sampling
     options: Mapping[str, str]
+    response_format: session_pb2.ResponseFormat | None = None
+    continue_text: str = ""
 
 
 @dataclass(frozen=True, slots=True)

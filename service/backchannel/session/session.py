@@ -334,11 +334,18 @@ class Session:
             self._turns.stop(session_pb2.FINISH_REASON_DISCONNECTED, "DISCONNECTED")
         return self._timed()
 
-    def recover(self, now_ns: int, lost: BackchannelError | None = None) -> Decision:
+    def recover(
+        self,
+        now_ns: int,
+        lost: BackchannelError | None = None,
+        *,
+        engine_continues: bool = False,
+    ) -> Decision:
         """A new owner takes over: end what cannot go on, go on with what can.
 
         Args:
             now_ns: The time; it counts as the moment the last reader left.
+            engine_continues: The model of the session can go on from a partial answer.
             lost: Why the turn could not go on, if its owner is not simply gone: the log had
                 refused a write.
         """
@@ -350,7 +357,9 @@ class Session:
             owner.recovered_ns = now_ns
             if self.state.phase is Phase.STOPPING:
                 self._turns.finish(session_pb2.FINISH_REASON_INTERRUPTED)
-            elif self.state.phase is Phase.GENERATING:
+            elif self.state.phase is Phase.GENERATING and (
+                lost is not None or not self._turns.resume(engine_continues=engine_continues)
+            ):
                 reason = session_pb2.FINISH_REASON_ERROR
                 if lost is None:
                     reason = session_pb2.FINISH_REASON_OWNER_LOST

@@ -276,7 +276,7 @@ class SessionState:
     def _apply_turn_recovered(
         self, event: event_pb2.Event, recovered: event_pb2.TurnRecovered, now_ns: int
     ) -> None:
-        self._running(event, recovered.turn_id)
+        self._running(event, recovered.turn_id).recoveries += 1
 
     def _apply_turn_finished(
         self, event: event_pb2.Event, finished: event_pb2.TurnFinished, now_ns: int

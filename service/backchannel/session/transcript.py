@@ -63,6 +63,8 @@ def _rounds(turn: Turn) -> Iterator[tuple[str, list[Call]]]:
 def messages(turns: Iterable[Turn]) -> tuple[session_pb2.Message, ...]:
     """The conversation so far, oldest first, the running turn included.
 
+    Text that the running round has brought already is its last message.
+
     Raises:
         ValueError: A ready call has no result yet: the engine must not be asked now.
     """

@@ -118,6 +118,7 @@ class Turn:
         rounds: The finished rounds; what comes after the last one is the running round.
         kept_chars: How much of the text stays in the context; None while nothing was cut.
         kept_reasoning_chars: The same for reasoning.
+        recoveries: How often its process was lost and another went on with it.
     """
 
     turn_id: str
@@ -139,6 +140,7 @@ class Turn:
     pace: Pace = field(default_factory=Pace)
     kept_chars: int | None = None
     kept_reasoning_chars: int | None = None
+    recoveries: int = 0
     finish_reason: session_pb2.FinishReason.ValueType = session_pb2.FINISH_REASON_UNSPECIFIED
     usage: session_pb2.Usage | None = None
     timing: session_pb2.Timing | None = None
@@ -171,6 +173,21 @@ class Turn:
     def round_calls(self) -> list[Call]:
         """The calls of the running round."""
         return self.calls[self.rounds[-1].calls_end if self.rounds else 0 :]
+
+    @property
+    def round_text(self) -> str:
+        """The text of the running round."""
+        return self.text[self.rounds[-1].text_end if self.rounds else 0 :]
+
+    @property
+    def round_begun(self) -> bool:
+        """Something of the running round is in the log."""
+        last = self.rounds[-1] if self.rounds else Round(0, 0, 0)
+        return (
+            self.text_chars > last.text_end
+            or self.reasoning_chars > last.reasoning_end
+            or len(self.calls) > last.calls_end
+        )
 
     def call(self, call_id: str) -> Call | None:
         """The call of that id, if it is of this turn."""

@@ -28,6 +28,8 @@ from backchannel.session.validation import duration_ns
 from backchannel.v1 import event_pb2, session_pb2
 
 STOP_CONFIRMATION_S: Final = 2
+# A turn that takes its process down with it must not do so for ever.
+MAX_RECOVERIES: Final = 2
 
 _ACTION = session_pb2.DisconnectPolicy
 _REASONS: Final = {
@@ -91,8 +93,8 @@ class Turns:
         self._owner.displayed.forget_before(turn)
         self._ask(turn, 0)
 
-    def _ask(self, turn: Turn, round_: int) -> None:
-        """Ask the engine, for the first time or with the results of a round."""
+    def _ask(self, turn: Turn, round_: int, *, continued: bool = False) -> None:
+        """Ask the engine: for the first time, with the results of a round, or to go on."""
         state, owner = self._state, self._owner
         sampling = merged_sampling(state.config.sampling, turn.inputs[-1].sampling)
         if sampling.HasField("max_tokens"):
@@ -101,6 +103,10 @@ class Turns:
                 self.finish(session_pb2.FINISH_REASON_LENGTH)
                 return
             sampling.max_tokens = left
+        told = messages(state.turns)
+        begun = turn.round_text if continued else ""
+        if begun:
+            told = told[:-1]  # It is the answer's beginning, not a message of the past.
         owner.run = Run(self._ids("run"), turn.turn_id, round_)
         self._draft.effect(
             StartEngine(
@@ -108,12 +114,61 @@ class Turns:
                 turn_id=turn.turn_id,
                 model=turn.model,
                 system=state.config.system,
-                messages=messages(state.turns),
+                messages=told,
                 tools=tuple(state.config.tools),
                 sampling=sampling,
                 options=dict(state.config.engine_options),
+                response_format=self._response_format(turn),
+                continue_text=begun,
             )
         )
+
+    def _response_format(self, turn: Turn) -> session_pb2.ResponseFormat | None:
+        """The shape this turn's answer must have, if any: the message's own goes first."""
+        for owner in (turn.inputs[-1], self._state.config):
+            if owner.HasField("response_format"):
+                return owner.response_format
+        return None
+
+    def resume(self, *, engine_continues: bool) -> bool:
+        """Go on with a turn whose process was lost while it generated; False if that cannot be.
+
+        What is in the log stays. So a round of which something is there takes an engine that goes
+        on from text; one that thinks has nothing to go on from, and under a schema or grammar the
+        place in it is lost.
+
+        Args:
+            engine_continues: The model can go on from a partial answer.
+        """
+        state, turn = self._state, self._state.turns[-1]
+        cancel_now = state.config.on_disconnect.action == _ACTION.ACTION_CANCEL_NOW
+        deadline_ns = turn.started_ns + duration_ns(state.config.limits.max_turn_duration)
+        if (
+            cancel_now
+            or deadline_ns <= self._draft.now_ns
+            or turn.recoveries >= MAX_RECOVERIES
+            or self._response_format(turn) is not None
+        ):
+            return False
+        # Its calls have all been answered: what comes next is another round.
+        answered = any(call.ready for call in turn.round_calls)
+        if turn.round_begun and not answered:
+            only_thought = not turn.round_text and not turn.round_calls
+            if only_thought or not engine_continues:
+                return False
+        self._draft.emit(
+            "turn_recovered",
+            event_pb2.TurnRecovered(
+                turn_id=turn.turn_id,
+                reason=Reason.OWNER_LOST.value,
+                from_seq=state.last_seq + 1,
+            ),
+        )
+        if answered:
+            self.calls_answered()
+        else:
+            self._ask(turn, len(turn.rounds), continued=True)
+        return True
 
     def calls_answered(self) -> None:
         """After a tool result: ask the engine again if it waits for nothing else."""
@@ -132,8 +187,10 @@ class Turns:
 
     def admitted(self, run_id: str) -> None:
         """The engine has taken the question up."""
-        if self.run(run_id) is not None and not self._owner.bill.admitted_ns:
-            self._owner.bill.admitted_ns = self._draft.now_ns
+        owner = self._owner
+        # Of a turn that was recovered nobody knows when it was first taken up.
+        if self.run(run_id) is not None and not owner.bill.admitted_ns and not owner.recovered_ns:
+            owner.bill.admitted_ns = self._draft.now_ns
 
     def text(
         self,

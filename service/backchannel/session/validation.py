@@ -176,24 +176,35 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) else "nested too deeply"
 
 
-def _object_schema(value: str) -> Finding:
-    try:
-        schema = json.loads(value, parse_constant=_no_constant)
-        jsonschema.Draft202012Validator.check_schema(schema)
-    except jsonschema.SchemaError as error:
-        where = "/".join(map(str, error.path)) or "its top"
-        return Reason.FIELD_INVALID, f"must be a JSON schema (2020-12); wrong at {where}"
-    except (ValueError, RecursionError) as error:
-        return Reason.FIELD_INVALID, f"must be a JSON schema: {_said(error)}"
-    if not isinstance(schema, dict) or schema.get("type", "object") != "object":
-        return Reason.FIELD_INVALID, 'must be a JSON schema of type "object"'
-    return None
+def _schema(*, of_object: bool) -> Check:
+    def check(value: str) -> Finding:
+        try:
+            schema = json.loads(value, parse_constant=_no_constant)
+            jsonschema.Draft202012Validator.check_schema(schema)
+        except jsonschema.SchemaError as error:
+            where = "/".join(map(str, error.path)) or "its top"
+            return Reason.FIELD_INVALID, f"must be a JSON schema (2020-12); wrong at {where}"
+        except (ValueError, RecursionError) as error:
+            return Reason.FIELD_INVALID, f"must be a JSON schema: {_said(error)}"
+        if not isinstance(schema, dict):
+            return Reason.FIELD_INVALID, "must be a JSON schema that is an object"
+        if of_object and schema.get("type", "object") != "object":
+            return Reason.FIELD_INVALID, 'must be a JSON schema of type "object"'
+        return None
+
+    return check
 
 
 def _some_text(parts: Iterable[session_pb2.Part]) -> Finding:
     if any(part.text for part in parts):
         return None
     return Reason.FIELD_REQUIRED, "must have at least one part with text"
+
+
+def _some_format(value: session_pb2.ResponseFormat) -> Finding:
+    if value.WhichOneof("format") is None:
+        return Reason.FIELD_REQUIRED, "must have json_schema or grammar; for free text leave it out"
+    return None
 
 
 def _known(enum: Mapping[int, Any]) -> Check:
@@ -240,7 +251,7 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
             _values(_bytes_at_most(4 * KIB)),
         ),
         "history": (_later("history"),),
-        "response_format": (_later("response_format"),),
+        "response_format": (_some_format,),
         "context_policy": (_later("context_policy"),),
     },
     "Limits": {
@@ -267,7 +278,7 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
     "ToolSpec": {
         "name": (_TOOL_NAME,),
         "description": (_bytes_at_most(8 * KIB),),
-        "parameters_json_schema": (_bytes_at_most(64 * KIB), _object_schema),
+        "parameters_json_schema": (_bytes_at_most(64 * KIB), _schema(of_object=True)),
         "blocking": (_later("blocking = false", bool),),
         "idle_timeout": (_DAY,),
         "timeout": (_DAY,),
@@ -284,7 +295,12 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
             _later("DELIVERY_STEER", lambda value: value != session_pb2.DELIVERY_STEER),
         ),
         "expected_turn_id": (_TURN_ID,),
-        "response_format": (_later("response_format"),),
+        "response_format": (_some_format,),
+    },
+    "ResponseFormat": {
+        # Set and empty is a mistake, which `_required` alone would not see: it is a oneof.
+        "json_schema": (_required, _bytes_at_most(64 * KIB), _schema(of_object=False)),
+        "grammar": (_required, _bytes_at_most(64 * KIB)),
     },
     "ToolResult": {
         "call_id": _CALL_ID,

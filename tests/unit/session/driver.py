@@ -201,6 +201,7 @@ class Driver:
         at_seq: int = 0,
         away_s: float = 0,
         lost: BackchannelError | None = None,
+        engine_continues: bool = False,
     ) -> Decision:
         """The process dies, and another one reads the log."""
         self.now_ns += round(away_s * SECOND)
@@ -208,7 +209,7 @@ class Driver:
         for run in self.runs:
             run.over = True
         self.live, self.timer_ns, self.readers = None, None, 0
-        return self.take(self.session.recover(self.now_ns, lost))
+        return self.take(self.session.recover(self.now_ns, lost, engine_continues=engine_continues))
 
     def folded(self, checkpoint: bytes | None = None, at_seq: int = 0) -> Session:
         """What another process would make of the log now."""
@@ -472,5 +473,6 @@ def _durable_turn(turn: Turn) -> dict[str, Any]:
         "rounds": [(one.text_end, one.reasoning_end, one.calls_end) for one in turn.rounds],
         "delivered": turn.delivered_tokens,
         "kept": (turn.kept_chars, turn.kept_reasoning_chars),
+        "recoveries": turn.recoveries if turn.usage is None else 0,
         "end": (turn.finish_reason, str(turn.usage)),
     }

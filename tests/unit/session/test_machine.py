@@ -28,6 +28,7 @@ from tests.unit.session.driver import (
     DUPLICATE,
     ERROR,
     INTERRUPT,
+    LENGTH,
     OWNER_LOST,
     REASONING,
     REJECTED,
@@ -694,8 +695,12 @@ class Conversation(RuleBasedStateMachine):
         self.checkpoint = (self.driver.session.checkpoint(), len(self.driver.events))
 
     @precondition(lambda self: self.under_way)
-    @rule(from_checkpoint=st.booleans(), away_s=st.sampled_from([0.0, 0.5, 7.0, 60.0]))
-    def lose(self, from_checkpoint: bool, away_s: float) -> None:
+    @rule(
+        from_checkpoint=st.booleans(),
+        away_s=st.sampled_from([0.0, 0.5, 7.0, 60.0]),
+        continues=st.booleans(),
+    )
+    def lose(self, from_checkpoint: bool, away_s: float, continues: bool) -> None:
         """The process dies, and another takes over."""
         driver = self.driver
         running, was = driver.running, driver.state.phase
@@ -709,10 +714,22 @@ class Conversation(RuleBasedStateMachine):
         self.idle_ns = {call.call_id: call.idle_deadline_ns for call in driver.state.calls.values()}
         self.draining = False
         data, at_seq = (self.checkpoint or (None, 0)) if from_checkpoint else (None, 0)
-        driver.lose(checkpoint=data, at_seq=at_seq, away_s=away_s)
+        text_before = running.text if running is not None else ""
+        driver.lose(checkpoint=data, at_seq=at_seq, away_s=away_s, engine_continues=continues)
         self.absent_ns = driver.now_ns
         ended = [e.turn_finished for e in driver.events[at:] if kind_of(e) == "turn_finished"]
-        if was is Phase.GENERATING:
+        recovered = [e.turn_recovered for e in driver.events[at:] if kind_of(e) == "turn_recovered"]
+        if recovered:
+            assert running is not None
+            assert was is Phase.GENERATING
+            assert self.action != CANCEL_NOW
+            assert [one.from_seq for one in recovered] == [at + 1]
+            assert [one.finish_reason for one in ended] in ([], [LENGTH])
+            asked = driver.asked
+            assert ended or asked.turn_id == running.turn_id
+            assert not asked.continue_text or continues
+            assert text_before.endswith(asked.continue_text)
+        elif was is Phase.GENERATING:
             assert [one.finish_reason for one in ended] == [OWNER_LOST]
         elif was is Phase.STOPPING:
             assert [one.finish_reason for one in ended] == [session_pb2.FINISH_REASON_INTERRUPTED]

@@ -225,9 +225,14 @@ def test_a_session_that_is_full_takes_no_more(monkeypatch: pytest.MonkeyPatch) -
     [
         ({"message": user("x", delivery=session_pb2.DELIVERY_STEER)}, "NOT_IMPLEMENTED"),
         (
-            {"message": user("x", response_format=session_pb2.ResponseFormat(grammar="g"))},
-            "NOT_IMPLEMENTED",
+            {"message": user("x", response_format=session_pb2.ResponseFormat(json_schema="[]"))},
+            "FIELD_INVALID",
         ),
+        (
+            {"message": user("x", response_format=session_pb2.ResponseFormat(grammar=""))},
+            "FIELD_REQUIRED",
+        ),
+        ({"message": user("x", response_format=session_pb2.ResponseFormat())}, "FIELD_REQUIRED"),
         (
             {"tool_result": session_pb2.ToolResult(call_id="c", json="1", partial=True)},
             "NOT_IMPLEMENTED",

@@ -518,6 +518,8 @@ def test_a_snapshot_tells_where_calls_stood_and_where_the_time_went() -> None:
     assert [call.text_offset for call in turn.tool_calls] == [4, 7, 7]
     assert turn.timing == driver.ending.timing
     assert turn.timing.total == seconds(2)
+    again = driver.folded(driver.session.checkpoint(), len(driver.events))
+    assert again.snapshots() == driver.session.snapshots()
     driver.say()
     assert not driver.session.snapshots()[0].turns[1].HasField("timing")
 
