@@ -44,6 +44,7 @@ INVALID = ("INVALID_ARGUMENT", "FIELD_INVALID")
 TOO_LONG = ("INVALID_ARGUMENT", "FIELD_TOO_LONG")
 OUT_OF_RANGE = ("INVALID_ARGUMENT", "FIELD_OUT_OF_RANGE")
 BEYOND_END = ("OUT_OF_RANGE", "POSITION_BEYOND_END")
+MISSING = ("FAILED_PRECONDITION", "CAPABILITY_MISSING")
 LATER = ("UNIMPLEMENTED", "NOT_IMPLEMENTED")
 NO_SESSION = ("NOT_FOUND", "SESSION_NOT_FOUND")
 NO_MODEL = ("NOT_FOUND", "MODEL_NOT_FOUND")
@@ -189,8 +190,18 @@ CONFIGS: dict[str, tuple[dict[str, Any], Verdict, str]] = {
     ),
     "response format": (
         {"response_format": session_pb2.ResponseFormat(grammar="root ::= x")},
-        LATER,
+        MISSING,
         "response_format",
+    ),
+    "response format of nothing": (
+        {"response_format": session_pb2.ResponseFormat()},
+        REQUIRED,
+        "response_format",
+    ),
+    "response format that is no schema": (
+        {"response_format": session_pb2.ResponseFormat(json_schema='{"type": "strong"}')},
+        INVALID,
+        "response_format.json_schema",
     ),
     "context policy": (
         {"context_policy": session_pb2.CONTEXT_POLICY_DROP_OLDEST},
@@ -251,7 +262,7 @@ FRAMES: dict[str, tuple[Callable[[Facts], frame_pb2.ClientFrame], Verdict]] = {
     "sampling of a turn NaN": (lambda _: say("x", sampling=SOME_SAMPLING), OUT_OF_RANGE),
     "format of a turn": (
         lambda _: say("x", response_format=session_pb2.ResponseFormat(json_schema="{}")),
-        LATER,
+        MISSING,
     ),
     "displayed beyond the end": (
         lambda f: say("x", delivery=session_pb2.DELIVERY_INTERRUPT, displayed_seq=f.last_seq + 100),

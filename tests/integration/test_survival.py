@@ -31,9 +31,11 @@ async def _read_until_cut(stream: Stream, moment: random.Random) -> None:
 async def _resumed(client: Client, session_id: str, after_seq: int) -> list[event_pb2.Event]:
     """What a reader with a cursor gets, up to the end of the broken turn."""
     async with client.converse(resume(session_id, after_seq)) as stream:
-        last_seq = (await client.get(session_id)).last_seq
-        if last_seq > after_seq:
-            await stream.until(lambda seen: seen.events and seen.events[-1].seq >= last_seq)
+        session = await client.get(session_id)
+        if session.running_turn_id:  # It had not begun to speak, and is asked again.
+            await stream.event("turn_finished")
+        elif session.last_seq > after_seq:
+            await stream.until(lambda seen: seen.events and seen.events[-1].seq >= session.last_seq)
         return list(stream.events)
 
 
@@ -97,6 +99,53 @@ async def test_kill_9_in_mid_generation(
     assert set(endings) <= {"FINISH_REASON_OWNER_LOST", "FINISH_REASON_STOP"}
 
 
+async def test_an_answer_goes_on_where_kill_9_cut_it(tmp_path: Path) -> None:
+    """With an engine that can; word for word what it would have said in peace."""
+    server = ServerProcess(tmp_path, arguments=("--engine", "llama"))
+    question = "Who are you?"
+    try:
+        await server.start()
+        async with connected(server.address) as client:
+            peaceful = await client.create(model="llama/house")
+            await client.send(peaceful.session_id, say(question))
+            async with client.attach(peaceful.session_id) as stream:
+                await stream.event("turn_finished")
+                wanted = stream.text
+        for attempt in range(20):  # It speaks fast, and the kill may come too late.
+            async with connected(server.address) as client:
+                session = await client.create(model="llama/house")
+                async with client.attach(session.session_id) as stream:
+                    await client.send(session.session_id, say(question, f"f{attempt}"))
+                    await stream.event("output_delta")
+                    server.kill()
+                    await stream.end()
+                    seen = list(stream.events)
+            await server.start()
+            async with connected(server.address) as client:
+                cursor = seen[-1].seq
+                async with client.attach(session.session_id, cursor) as stream:
+                    if seen[-1].WhichOneof("kind") != "turn_finished":
+                        await stream.event("turn_finished")
+                whole = await client.events(session.session_id)
+            check_log(whole)
+            assert [event.SerializeToString() for event in whole[:cursor]] == [
+                event.SerializeToString() for event in seen
+            ]
+            assert "".join(event.output_delta.text for event in whole) == wanted
+            recovered = [event for event in whole if event.HasField("turn_recovered")]
+            begun = [event for event in whole if event.HasField("output_delta")]
+            if recovered and begun[0].seq < recovered[0].seq:
+                finished = whole[-1].turn_finished
+                assert recovered[0].turn_recovered.from_seq == recovered[0].seq
+                assert finished.finish_reason == session_pb2.FINISH_REASON_STOP
+                assert finished.usage.estimated
+                assert finished.usage.generated_tokens == finished.usage.delivered_tokens
+                return
+        pytest.fail("no kill met an answer in the making")
+    finally:
+        server.kill()
+
+
 async def test_kill_9_while_a_tool_runs(server_process: ServerProcess) -> None:
     """An open call outlives the server: its result is taken by the next one, once."""
     tools = [session_pb2.ToolSpec(name="slow")]
@@ -131,6 +180,8 @@ async def test_a_message_accepted_before_a_crash_is_answered_after_it(
     async with connected(server_process.address) as client:
         session = await client.create(model="scripted/stall")
         await client.send(session.session_id, say("first", "m1"))
+        async with client.attach(session.session_id) as stream:
+            await stream.event("output_delta")
         accepted = await client.send(session.session_id, say("second", "m2"))
         assert not accepted.turn_id
     server_process.kill()

@@ -20,7 +20,6 @@ from typing import Any, Final, Self, TypeVar
 
 import structlog
 
-from backchannel.engines.protocol import Prompt
 from backchannel.engines.registry import EngineRegistry
 from backchannel.errors import BackchannelError, Reason
 from backchannel.host.admission import Admission
@@ -31,6 +30,7 @@ from backchannel.host.faults import broken_error, draining_error, moved_error, w
 from backchannel.host.live import LiveSession, Resources
 from backchannel.host.loading import load
 from backchannel.host.paging import from_token, to_token
+from backchannel.host.questions import check_session
 from backchannel.host.retention import retain
 from backchannel.host.runner import Runner
 from backchannel.log.protocol import Log, Survival, not_found
@@ -403,20 +403,7 @@ class Host:
     async def _create(
         self, config: session_pb2.SessionConfig, session_id: str, digest: bytes, frame_id: str
     ) -> LiveSession:
-        engine, card, full_name = self.engines.resolve(config.model)
-        engine.check(
-            Prompt(
-                model=card.name,
-                system=config.system,
-                messages=(),
-                tools=config.tools,
-                sampling=config.sampling,
-                options=dict(config.engine_options),
-                response_format=config.response_format
-                if config.HasField("response_format")
-                else None,
-            )
-        )
+        full_name = check_session(self.engines, config)
         if self._sessions is None:
             self._sessions = await self._log.count()
         if self._sessions >= self._config.max_sessions:

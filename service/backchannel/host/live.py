@@ -41,6 +41,7 @@ from backchannel.host.config import HostConfig
 from backchannel.host.faults import broken_error, draining_error, where
 from backchannel.host.ledger import Ledger, settle
 from backchannel.host.loading import load
+from backchannel.host.questions import can_continue, check_message
 from backchannel.host.reader import Reader
 from backchannel.host.runner import EngineRun, Runner, Spawn
 from backchannel.log.protocol import Checkpoint, Head, Log, not_found, trimmed
@@ -124,7 +125,7 @@ class LiveSession:
         if not frame.HasField("interrupt"):  # A stop waits for nothing.
             await self._resources.committer.room()
             self._refuse_if_unable(frame)
-        decision = self._input(self._core.accept, frame)
+        decision = self._take(frame)
         if decision is None or decision.receipt is None:
             raise self._trouble() or broken_error()
         await self.ledger.commit()
@@ -138,7 +139,7 @@ class LiveSession:
         error = None
         try:
             self._refuse_if_unable(frame)
-            decision = self._input(self._core.accept, frame)
+            decision = self._take(frame)
             if decision is None or decision.receipt is None:
                 error = self._trouble() or broken_error()
             else:
@@ -153,6 +154,12 @@ class LiveSession:
         else:
             # In its place among the receipts of the frames before it.
             self.ledger.after_commit(lambda _: reader.deliver(receipt, error))
+
+    def _take(self, frame: frame_pb2.ClientFrame) -> Decision | None:
+        return self._input(partial(self._core.accept, frame, judge=self._judge))
+
+    def _judge(self, message: session_pb2.UserMessage) -> None:
+        check_message(self._resources.runner.engines, self._core.state.config, message)
 
     async def view(self) -> session_pb2.Session:
         """The session, as committed."""
@@ -495,8 +502,10 @@ class LiveSession:
         self._act(decision)
 
     def recover(self) -> None:
-        """End, or take up, what the process that owned the session before has left unfinished."""
-        self._input(self._core.recover)
+        """End, or go on with, what the process that owned the session before left unfinished."""
+        engines, model = self._resources.runner.engines, self._core.state.config.model
+        continues = self._core.active and can_continue(engines, model)
+        self._input(partial(self._core.recover, engine_continues=continues))
 
     async def close(self, reason: str) -> None:
         """End the session for good, and let the readers hear of it.

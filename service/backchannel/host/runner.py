@@ -179,6 +179,8 @@ class EngineRun:
                 tools=effect.tools,
                 sampling=effect.sampling,
                 options=effect.options,
+                response_format=effect.response_format,
+                continue_text=effect.continue_text,
             )
             async with aclosing(engine.start(prompt)) as generation:
                 self._generation = generation

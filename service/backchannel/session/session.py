@@ -170,8 +170,20 @@ class Session:
 
     # --- frames ------------------------------------------------------------------------------
 
-    def accept(self, frame: frame_pb2.ClientFrame, now_ns: int) -> Decision:
-        """A frame came. A bad one is refused in the receipt, and changes nothing."""
+    def accept(
+        self,
+        frame: frame_pb2.ClientFrame,
+        now_ns: int,
+        *,
+        judge: Callable[[session_pb2.UserMessage], None] | None = None,
+    ) -> Decision:
+        """A frame came. A bad one is refused in the receipt, and changes nothing.
+
+        Args:
+            frame: The frame.
+            now_ns: The time.
+            judge: Raises `BackchannelError` if the model cannot do what a message asks for.
+        """
         draft, frame_id = self._draft, frame.frame_id
         digest = frame_digest(frame) if frame_id else b""
         draft.begin(now_ns, frame_id, digest)
@@ -184,6 +196,8 @@ class Session:
                 raise BackchannelError(
                     Reason.SESSION_CLOSED, "this session is closed; create a new one"
                 )
+            if judge is not None and frame.HasField("message"):
+                judge(frame.message)
             status, seq, turn_id = self._inputs.take(frame)
         except BackchannelError as error:
             if error.reason is Reason.LOG_CORRUPT:
