@@ -97,14 +97,14 @@ async def _measure_stops(count: int, seed: int, house: bool) -> list[list[str]]:
 async def _measure_engines(count: int, seed: int, house: bool) -> list[list[str]]:
     cases = {
         f"scripted, 50 tok/s, {others} other generations": EngineCase(
-            lambda: scripted.create({}), "count", "count", {"rate": "50"}, others, 0.5
+            lambda: scripted.create("scripted", {}), "count", "count", {"rate": "50"}, others, 0.5
         )
         for others in (0, 16)
     }
     if house:
         cases |= {
             f"house model, {others} other generations": EngineCase(
-                lambda: llama.create({}), "house", HOUSE_PROMPT, {}, others, 0.02
+                lambda: llama.create("llama", {}), "house", HOUSE_PROMPT, {}, others, 0.02
             )
             for others in (0, 4)
         }

@@ -68,7 +68,8 @@ class MirrorGeneration:
 class MirrorEngine:
     """The engine."""
 
-    name = "mirror"
+    def __init__(self, name: str) -> None:
+        self.name = name
 
     def models(self) -> Sequence[ModelCard]:
         return [ModelCard("mirror", "Says what it was told.")]
@@ -91,6 +92,6 @@ class MirrorEngine:
         pass
 
 
-def create(options: Mapping[str, object]) -> MirrorEngine:
+def create(name: str, options: Mapping[str, object]) -> MirrorEngine:
     """The entry point."""
-    return MirrorEngine()
+    return MirrorEngine(name)

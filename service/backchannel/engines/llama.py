@@ -211,18 +211,20 @@ class LlamaEngine:
 
     Args:
         config: What to load.
+        name: What the server calls it.
     """
 
-    def __init__(self, config: LlamaConfig) -> None:
+    def __init__(self, config: LlamaConfig, name: str = NAME) -> None:
         self._config = config
+        self._name = name
         self._loaded: dict[str, _Loaded] = {}
         self._live: set[LlamaGeneration] = set()
         self._tags = itertools.count(1)
 
     @property
     def name(self) -> str:
-        """`llama`."""
-        return NAME
+        """`llama`, unless the server calls it otherwise."""
+        return self._name
 
     def models(self) -> Sequence[ModelCard]:
         """The loaded models, in the order of the settings."""
@@ -241,14 +243,14 @@ class LlamaEngine:
         Raises:
             BackchannelError: As told by `Engine.check`.
         """
-        card = find_card(NAME, self.models(), prompt.model)
-        check_known_options(NAME, prompt.options, [])
-        check_capabilities(NAME, card, prompt)
+        card = find_card(self._name, self.models(), prompt.model)
+        check_known_options(self._name, prompt.options, [])
+        check_capabilities(self._name, card, prompt)
         if prompt.tools and Capability.TOOLS not in card.capabilities:
             raise BackchannelError(
                 Reason.CAPABILITY_MISSING,
-                f"the chat template of {NAME}/{card.name} knows no tools; leave them out, or take "
-                "a model that ListModels shows with the capability tools",
+                f"the chat template of {self._name}/{card.name} knows no tools; leave them out, "
+                "or take a model that ListModels shows with the capability tools",
                 field="tools",
                 metadata={"capability": Capability.TOOLS.value},
             )
@@ -298,8 +300,8 @@ def _load(model: LlamaModel) -> _Loaded:
     return _Loaded(model, LlamaServer(model))
 
 
-def create(options: Mapping[str, object]) -> LlamaEngine:
-    """Make the engine from its settings, which are those of `LlamaConfig`.
+def create(name: str, options: Mapping[str, object]) -> LlamaEngine:
+    """Make the engine of this name from its settings, which are those of `LlamaConfig`.
 
     Raises:
         BackchannelError: `FIELD_INVALID` for bad settings; `ENGINE_UNAVAILABLE` where xllamacpp is
@@ -314,4 +316,4 @@ def create(options: Mapping[str, object]) -> LlamaEngine:
             f"the embedded engine needs xllamacpp, which is not installed here ({error}); it has "
             "wheels for Linux on x86-64 and for macOS; elsewhere build it, or name another engine",
         ) from error
-    return LlamaEngine(config)
+    return LlamaEngine(config, name)

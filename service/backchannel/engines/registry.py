@@ -1,8 +1,9 @@
 """The engines that a server has: opens those that are configured and finds models by full name.
 
-An engine is a factory under a name: `factory(options) -> Engine`. Third parties declare theirs as
-an entry point of the group `backchannel.engines`; the built-in ones are listed here in the same
-form. An engine that cannot be opened becomes a `Problem`, which says why, and the server does
+What makes engines is an adapter, a factory under a name: `factory(name, options) -> Engine`. Third
+parties declare theirs as an entry point of the group `backchannel.engines`; the built-in ones are
+listed here in the same form. A server may have several engines of one adapter, each under a name of
+its own. An engine that cannot be opened becomes a `Problem`, which says why, and the server does
 without it: `scripted` always opens.
 """
 
@@ -22,8 +23,11 @@ from backchannel.errors import BackchannelError, Reason
 GROUP: Final = "backchannel.engines"
 """The entry point group of engines."""
 
-Factory = Callable[[Mapping[str, object]], Engine]
-"""Makes an engine from its settings; the engine's `name` is the name it was found under."""
+Factory = Callable[[str, Mapping[str, object]], Engine]
+"""Makes an engine from the name it is to have and its settings."""
+
+ADAPTER: Final = "adapter"
+"""The setting of an engine that names what makes it; without it, the engine's own name does."""
 
 BUILT_IN: Final = (
     EntryPoint("llama", "backchannel.engines.llama:create", GROUP),
@@ -123,12 +127,13 @@ class EngineRegistry:
             BackchannelError: `ENGINE_UNAVAILABLE` if an engine is named that is not installed;
                 `MODEL_NOT_FOUND` if the default model that was asked for is not there.
         """
-        for name in self._settings:
-            if name not in self._known:
+        for name, options in self._settings.items():
+            if self._adapter(name, options) not in self._known:
                 there_are = ", ".join(sorted(self._known))
                 raise BackchannelError(
                     Reason.ENGINE_UNAVAILABLE,
-                    f"no engine named {name!r} is installed; there are: {there_are}",
+                    f"no adapter named {self._adapter(name, options)!r} is installed for the engine"
+                    f" {name}; there are: {there_are}",
                 )
         async with AsyncExitStack() as exits:
             for name, options in self._settings.items():
@@ -141,7 +146,7 @@ class EngineRegistry:
                     self._problems.append(Problem(name, str(error)))
                 # A third party's code may raise anything; the others serve all the same.
                 except Exception as error:  # noqa: BLE001
-                    self._problems.append(Problem(name, _blame(self._known[name], error)))
+                    self._problems.append(Problem(name, _blame(name, self._entry(name), error)))
                     _log.debug("engine %s could not be opened", name, exc_info=True)
             self._check_default()
             self._exits = exits.pop_all()
@@ -157,9 +162,16 @@ class EngineRegistry:
         self._engines.clear()
         await self._exits.aclose()
 
+    @staticmethod
+    def _adapter(name: str, options: Mapping[str, object]) -> str:
+        return str(options.get(ADAPTER, name))
+
+    def _entry(self, name: str) -> EntryPoint:
+        return self._known[self._adapter(name, self._settings[name])]
+
     def _make(self, name: str, options: Mapping[str, object]) -> Engine:
-        factory: Factory = self._known[name].load()
-        engine = factory(options)
+        factory: Factory = self._entry(name).load()
+        engine = factory(name, {key: options[key] for key in options if key != ADAPTER})
         if engine.name != name:
             raise TypeError(f"its factory made an engine that calls itself {engine.name!r}")
         return engine
@@ -178,9 +190,7 @@ class EngineRegistry:
             ) from error
 
 
-def _blame(entry: EntryPoint, error: Exception) -> str:
+def _blame(name: str, entry: EntryPoint, error: Exception) -> str:
     """What to tell about an engine that broke its promises."""
     origin = f" of {entry.dist.name} {entry.dist.version}" if entry.dist is not None else ""
-    return (
-        f"the engine {entry.name} ({entry.value}{origin}) failed: {type(error).__name__}: {error}"
-    )
+    return f"the engine {name} ({entry.value}{origin}) failed: {type(error).__name__}: {error}"

@@ -406,16 +406,18 @@ class ScriptedEngine:
 
     Args:
         timer: Tells the time and calls back, as an event loop does; None for the running loop.
+        name: What the server calls it.
     """
 
-    def __init__(self, timer: _Timer | None = None) -> None:
+    def __init__(self, timer: _Timer | None = None, name: str = NAME) -> None:
         self._timer = timer
+        self._name = name
         self._live: set[ScriptedGeneration] = set()
 
     @property
     def name(self) -> str:
-        """`scripted`."""
-        return NAME
+        """`scripted`, unless the server calls it otherwise."""
+        return self._name
 
     @property
     def running(self) -> int:
@@ -432,13 +434,13 @@ class ScriptedEngine:
         Raises:
             BackchannelError: As told by `Engine.check`.
         """
-        card = find_card(NAME, self.models(), prompt.model)
-        check_capabilities(NAME, card, prompt)
+        card = find_card(self._name, self.models(), prompt.model)
+        check_capabilities(self._name, card, prompt)
         Pace.of(prompt.options)
         if Capability.TOOLS in card.capabilities and not prompt.tools:
             raise BackchannelError(
                 Reason.FIELD_REQUIRED,
-                f"scripted/{card.name} calls what is declared here; declare at least one tool",
+                f"{self._name}/{card.name} calls what is declared here; declare at least one tool",
                 field="tools",
             )
 
@@ -465,11 +467,11 @@ class ScriptedEngine:
             generation.stop()
 
 
-def create(options: Mapping[str, object]) -> ScriptedEngine:
-    """Make the engine; it has no settings.
+def create(name: str, options: Mapping[str, object]) -> ScriptedEngine:
+    """Make the engine of this name; it has no settings.
 
     Raises:
         BackchannelError: `FIELD_INVALID` for any setting.
     """
-    check_known_options(NAME, options, [])
-    return ScriptedEngine()
+    check_known_options(name, options, [])
+    return ScriptedEngine(name=name)

@@ -22,10 +22,6 @@ class Parrot(ScriptedEngine):
 
     opened = False
 
-    @property
-    def name(self) -> str:
-        return "parrot"
-
     async def __aenter__(self) -> Parrot:
         self.opened = True
         return self
@@ -44,19 +40,20 @@ class Unavailable(Parrot):
         raise BackchannelError(Reason.ENGINE_UNAVAILABLE, "buy a cage")
 
 
-def needs_a_cage(options: Mapping[str, object]) -> Parrot:
-    if options.get("cage") != "big":
+def needs_a_cage(name: str, options: Mapping[str, object]) -> Parrot:
+    if options != {"cage": "big"}:
         raise ValueError("the cage must be big")
-    return Parrot()
+    return Parrot(name=name)
 
 
 @pytest.fixture(autouse=True)
 def plugins(monkeypatch: pytest.MonkeyPatch) -> None:
     module = ModuleType(PLUGINS)
     vars(module).update(
-        parrot=lambda _: Parrot(),
-        broken=lambda _: Broken(),
-        unavailable=lambda _: Unavailable(),
+        parrot=lambda name, _: Parrot(name=name),
+        stubborn=lambda *_: Parrot(name="parrot"),
+        broken=lambda name, _: Broken(name=name),
+        unavailable=lambda name, _: Unavailable(name=name),
         picky=needs_a_cage,
     )
     monkeypatch.setitem(sys.modules, PLUGINS, module)
@@ -137,8 +134,20 @@ async def test_settings_reach_the_factory() -> None:
         assert registry.problems == ()
 
 
+async def test_one_adapter_makes_several_engines() -> None:
+    settings = {
+        "polly": {"adapter": "parrot", "cage": "big"},
+        "parrot": {"cage": "big"},
+    }
+    async with EngineRegistry(settings, plugins=[entry("picky")]) as registry:
+        assert registry.problems == ()
+        polly, parrot = (registry.resolve(f"{name}/echo")[0] for name in ("polly", "parrot"))
+        assert (polly.name, parrot.name) == ("polly", "parrot")
+        assert polly is not parrot
+
+
 async def test_an_engine_under_another_name_is_refused() -> None:
-    async with EngineRegistry({"crow": {}}, plugins=[entry("parrot", "crow")]) as registry:
+    async with EngineRegistry({"crow": {}}, plugins=[entry("stubborn", "crow")]) as registry:
         assert "calls itself 'parrot'" in registry.problems[0].message
 
 
@@ -148,7 +157,7 @@ async def test_a_built_in_name_cannot_be_taken() -> None:
 
 
 async def test_an_engine_that_is_not_installed_stops_the_start() -> None:
-    with pytest.raises(BackchannelError, match="'crow' is installed; there are: llama") as caught:
+    with pytest.raises(BackchannelError, match=r"'crow' is installed.*there are: llama") as caught:
         async with EngineRegistry({"crow": {}}, plugins=[]):
             pass
     assert caught.value.reason is Reason.ENGINE_UNAVAILABLE
@@ -165,8 +174,8 @@ async def test_a_default_that_is_not_there_stops_the_start_and_says_why() -> Non
 
 
 async def test_engines_are_closed_when_the_start_fails() -> None:
-    parrot = Parrot()
-    vars(sys.modules[PLUGINS])["parrot"] = lambda _: parrot
+    parrot = Parrot(name="parrot")
+    vars(sys.modules[PLUGINS])["parrot"] = lambda *_: parrot
     with pytest.raises(BackchannelError):
         async with EngineRegistry(
             {"parrot": {}}, default_model="parrot/none", plugins=[entry("parrot")]
