@@ -15,7 +15,6 @@ export interface Reply {
   /** Why it ended. Only FINISH_REASON_STOP says that the model was done. */
   readonly finishReason: FinishReason;
   readonly usage: Usage | undefined;
-  /** Absent if the end was learned from a snapshot. */
   readonly timing: Timing | undefined;
 }
 
@@ -139,7 +138,7 @@ export class Answer implements AsyncIterable<string> {
     this.#append(Channel.TEXT, turn.text.slice(this.#text.length));
     this.#reasoning = turn.reasoning;
     if (turn.finishReason !== FinishReason.UNSPECIFIED) {
-      this.#finish(turn.finishReason, turn.usage, undefined, "the turn failed");
+      this.#finish(turn.finishReason, turn.usage, turn.timing, "the turn failed");
     }
   }
 

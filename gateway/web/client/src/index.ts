@@ -52,7 +52,6 @@ export {
   type ItemView,
   type MessageView,
   type NoticeView,
-  type Remembered,
   type TimingView,
   Transcript,
   type TurnView,

@@ -6,6 +6,7 @@ import type { Snapshot } from "./gen/backchannel/v1/frame_pb.js";
 import {
   Delivery,
   FinishReason,
+  type Timing,
   type ToolCall,
   ToolCallOutcome,
   type ToolResult,
@@ -91,13 +92,6 @@ export interface TurnView {
   revision: number;
 }
 
-/** What a snapshot does not tell of a turn, and whoever saw its events may remember. */
-export interface Remembered {
-  readonly timing: TimingView | undefined;
-  /** Where in the text its calls stand, by their ids. */
-  readonly textIndexes: Readonly<Record<string, number>>;
-}
-
 /** Something to tell between the messages. */
 export interface NoticeView {
   readonly kind: "notice";
@@ -164,13 +158,8 @@ export class Transcript {
     return this.#turns.get(turnId);
   }
 
-  /**
-   * Replaces everything by a snapshot.
-   *
-   * @param remembered What is known of its turns beyond it, by their ids.
-   */
-  reset(snapshot: Snapshot, remembered: ReadonlyMap<string, Remembered> = new Map()): void {
-    const known = new Map([...remembered, ...this.remember()]);
+  /** Replaces everything by a snapshot. */
+  reset(snapshot: Snapshot): void {
     this.items = [];
     this.#turns.clear();
     this.#calls.clear();
@@ -178,7 +167,7 @@ export class Transcript {
     this.seq = snapshot.seq;
     for (const turn of snapshot.turns) {
       this.items.push({ ...messageView(turn.frameId, turn.input) });
-      const view = this.#turnOf(turn, snapshot, known.get(turn.turnId));
+      const view = this.#turnOf(turn, snapshot);
       this.items.push(view);
       if (turn.finishReason === FinishReason.UNSPECIFIED) {
         this.running = view;
@@ -309,19 +298,11 @@ export class Transcript {
         break;
       case "turnFinished": {
         const { turnId, finishReason, usage, timing, error } = kind.value;
-        const ms = (duration: Parameters<typeof milliseconds>[0] | undefined) =>
-          duration && milliseconds(duration);
         this.#change(this.#turns.get(turnId), (turn) => {
           turn.finishReason = finishReason;
           turn.stopped = true;
           turn.usage = usage;
-          turn.timing = timing && {
-            queuedMs: ms(timing.queued),
-            firstTokenMs: ms(timing.timeToFirstToken),
-            perTokenMs: ms(timing.timePerOutputToken),
-            maxGapMs: ms(timing.maxGap),
-            totalMs: ms(timing.total),
-          };
+          turn.timing = timing && timingView(timing);
           turn.error = error ? statusError(error).message : "";
           dropUnfinished(turn);
         });
@@ -343,22 +324,12 @@ export class Transcript {
     }
   }
 
-  /** What a snapshot would not tell: for a `reset` of a later page. */
-  remember(): Map<string, Remembered> {
-    return new Map(
-      [...this.#turns.values()].map(({ turnId, timing, calls }) => {
-        const places = calls.map(({ callId, textIndex }) => [callId, textIndex] as const);
-        return [turnId, { timing, textIndexes: Object.fromEntries(places) }];
-      }),
-    );
-  }
-
   /** Adds a notice of the page's own. */
   notice(text: string): void {
     this.items.push({ kind: "notice", text });
   }
 
-  #turnOf(turn: Turn, snapshot: Snapshot, known: Remembered | undefined): TurnView {
+  #turnOf(turn: Turn, snapshot: Snapshot): TurnView {
     const model = snapshot.session?.config?.model ?? "";
     const view = newTurn(turn.turnId, [turn.frameId], model);
     const over = turn.finishReason !== FinishReason.UNSPECIFIED;
@@ -368,14 +339,13 @@ export class Transcript {
     view.finishReason = turn.finishReason;
     view.stopped = over;
     view.usage = turn.usage;
-    view.timing = known?.timing;
+    view.timing = turn.timing && timingView(turn.timing);
     view.marks.push({ seq: snapshot.seq, chars: view.textChars });
     if (over && turn.keptChars < view.textChars) {
       view.keptChars = turn.keptChars;
     }
     for (const call of turn.toolCalls) {
-      // A snapshot does not say where in the text a call stood.
-      this.#addCall(view, callOf(call, known?.textIndexes[call.callId] ?? 0, over));
+      this.#addCall(view, callOf(call, indexOfChar(turn.text, call.textOffset), over));
     }
     this.#turns.set(turn.turnId, view);
     return view;
@@ -414,6 +384,18 @@ function messageView(frameId: string, message: UserMessage | undefined): Message
 
 function queuedView(accepted: InputAccepted): MessageView {
   return messageView(accepted.frameId, accepted.message);
+}
+
+function timingView(timing: Timing): TimingView {
+  const ms = (duration: Parameters<typeof milliseconds>[0] | undefined) =>
+    duration && milliseconds(duration);
+  return {
+    queuedMs: ms(timing.queued),
+    firstTokenMs: ms(timing.timeToFirstToken),
+    perTokenMs: ms(timing.timePerOutputToken),
+    maxGapMs: ms(timing.maxGap),
+    totalMs: ms(timing.total),
+  };
 }
 
 function newTurn(turnId: string, frameIds: readonly string[], model: string): TurnView {

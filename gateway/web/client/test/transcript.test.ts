@@ -128,18 +128,21 @@ describe("a transcript", () => {
     expect(transcript.running?.turnId).toBe("t");
   });
 
-  it("remembers what a snapshot does not tell", () => {
-    const before = folded(
+  it("has by a snapshot where calls stood and where the time went, as by the events", () => {
+    const timing = { total: { nanos: 5e6 }, queued: { seconds: 1n } };
+    const byEvents = folded(
       said(1, "f"),
       started(2, "t", "f"),
-      delta(3, "t", "Well, ", 0),
+      delta(3, "t", "👍 so, ", 0),
       event(4, { case: "toolCallStarted", value: { turnId: "t", callId: "c", name: "add" } }),
-      event(5, { case: "turnFinished", value: { turnId: "t", timing: { total: { nanos: 5e6 } } } }),
+      event(5, { case: "turnFinished", value: { turnId: "t", timing } }),
     );
-    const after = new Transcript();
-    const turn = { turnId: "t", text: "Well, 5", toolCalls: [{ callId: "c", name: "add" }] };
-    after.reset(snapshot({ seq: 5n, turns: [turn] }), before.remember());
-    expect(after.lastTurn).toMatchObject({ timing: { totalMs: 5 }, calls: [{ textIndex: 6 }] });
+    const bySnapshot = new Transcript();
+    const toolCalls = [{ callId: "c", name: "add", textOffset: 6 }];
+    bySnapshot.reset(snapshot({ seq: 5n, turns: [{ turnId: "t", text: "👍 so, 5", toolCalls, timing }] }));
+    const seen = { timing: { totalMs: 5, queuedMs: 1000 }, calls: [{ textIndex: 7 }] };
+    expect(byEvents.lastTurn).toMatchObject(seen);
+    expect(bySnapshot.lastTurn).toMatchObject(seen);
   });
 
   it("passes over what it does not know", () => {

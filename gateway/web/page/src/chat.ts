@@ -26,11 +26,9 @@ import {
   type Settings,
   forgetChat,
   loadChats,
-  loadRemembered,
   loadSettings,
   parseOptions,
   rememberChat,
-  saveRemembered,
   saveSettings,
 } from "./settings.js";
 import { TOOLS } from "./tools.js";
@@ -83,6 +81,7 @@ export class Chat {
   #frame = 0;
   #lastFrameMs = 0;
   #lastAckMs = 0;
+  #ackedTurn: TurnView | undefined;
   #ackedChars = -1;
   #tick: ReturnType<typeof setTimeout> | undefined;
   #toastTimer: ReturnType<typeof setTimeout> | undefined;
@@ -162,18 +161,17 @@ export class Chat {
       await this.#create(text);
       return;
     }
-    const turn = this.painter.turn;
+    const turn = this.painter.newest;
     const redirects = delivery === Delivery.INTERRUPT && turn !== undefined && this.speaking;
     if (redirects) {
-      this.painter.freeze();
+      this.painter.freeze(turn);
     }
     const { receipt, frameId } = this.conversation.send(text, {
       delivery,
       ...(redirects
         ? {
             expectedTurnId: turn.turnId,
-            displayedOffset: this.painter.chars,
-            displayedSeq: this.painter.seq,
+            displayedOffset: this.painter.charsOf(turn),
           }
         : {}),
     });
@@ -191,22 +189,21 @@ export class Chat {
   /** Stops what is being said: what is on the screen stays, and nothing else. */
   async stop(): Promise<void> {
     const { conversation, painter } = this;
-    const turn = painter.turn;
+    const turn = painter.newest;
     if (!conversation) {
       return;
     }
-    if (turn && (turn === this.transcript.running || painter.behind)) {
+    if (turn && (turn === this.transcript.running || painter.paints(turn))) {
       if (this.stopping === turn.turnId) {
         return;
       }
       this.stopping = turn.turnId;
-      painter.freeze();
+      painter.freeze(turn);
       this.render();
       await this.#told(
         conversation.interrupt({
           turnId: turn.turnId,
-          displayedOffset: painter.chars,
-          displayedSeq: painter.seq,
+          displayedOffset: painter.charsOf(turn),
         }).receipt,
         () => {
           this.stopping = "";
@@ -397,22 +394,18 @@ export class Chat {
   #take(event: Event): void {
     this.transcript.apply(event);
     this.#said.delete(event.frameId);
-    if (event.kind.case === "turnFinished" || event.kind.case === "toolCallStarted") {
-      saveRemembered(this.sessionId, this.transcript.remember());
-    }
     if (event.kind.case === "turnStarted") {
       const turn = this.transcript.turn(event.kind.value.turnId);
       if (turn) {
-        this.#settle();
-        this.painter.show(turn, 0);
-        this.#ackedChars = -1;
+        this.painter.follow(turn);
       }
     }
   }
 
   #adopt(snapshot: Snapshot, cause: SnapshotCause): void {
-    const { turn, chars } = this.painter;
-    this.transcript.reset(snapshot, loadRemembered(this.sessionId));
+    const before = this.painter.newest;
+    const chars = before ? this.painter.charsOf(before) : 0;
+    this.transcript.reset(snapshot);
     if (cause === "cursor lost") {
       this.transcript.notice(
         `Some of what happened is no longer kept by the server: this is its state as of event ${snapshot.seq}.`,
@@ -426,7 +419,7 @@ export class Chat {
     const last = this.transcript.lastTurn;
     if (last) {
       // What this page had painted of it goes on from there; else it was there before.
-      const known = turn?.turnId === last.turnId && cause !== "opening";
+      const known = before?.turnId === last.turnId && cause !== "opening";
       this.painter.show(last, known ? chars : last.textChars);
       this.#announcer.skip(last.turnId, last.text);
     }
@@ -475,11 +468,6 @@ export class Chat {
       const [oldest = ""] = this.#sent.keys();
       this.#sent.delete(oldest);
     }
-  }
-
-  /** The turn before is painted as far as it will be. */
-  #settle(): void {
-    this.painter.freeze();
   }
 
   #remember(text: string): void {
@@ -568,6 +556,10 @@ export class Chat {
   #ack(nowMs: number): void {
     const { painter, conversation } = this;
     const turn = painter.turn;
+    if (turn !== this.#ackedTurn) {
+      this.#ackedTurn = turn;
+      this.#ackedChars = -1;
+    }
     const running = turn !== undefined && turn === this.transcript.running && !turn.stopped;
     if (!conversation || !running || document.hidden || painter.chars === this.#ackedChars) {
       return;

@@ -1,5 +1,4 @@
 /** What a person has set, and the chats they had: kept in this browser alone. */
-import type { Remembered } from "@backchannel/client";
 import { DEFAULT_TOOLS } from "./tools.js";
 
 export type Theme = "auto" | "light" | "dark";
@@ -37,7 +36,6 @@ const DEFAULTS: Settings = {
 };
 const SETTINGS = "backchannel/settings";
 const CHATS = "backchannel/chats";
-const TURNS = "backchannel/turns/";
 const MOST_CHATS = 30;
 const LONGEST_TITLE = 60;
 
@@ -71,16 +69,6 @@ export function forgetChat(sessionId: string): Chat[] {
   return chats;
 }
 
-/** What was seen of a session's turns and no snapshot tells; for as long as the tab lives. */
-export function loadRemembered(sessionId: string): Map<string, Remembered> {
-  const kept = read(TURNS + sessionId, () => sessionStorage);
-  return new Map(isRecord(kept) ? (Object.entries(kept) as [string, Remembered][]) : []);
-}
-
-export function saveRemembered(sessionId: string, turns: ReadonlyMap<string, Remembered>): void {
-  write(TURNS + sessionId, Object.fromEntries(turns), () => sessionStorage);
-}
-
 /** Reads `a=1 b=two`; what has no `=` is passed over. */
 export function parseOptions(text: string): Record<string, string> {
   return Object.fromEntries(
@@ -108,18 +96,18 @@ function isChat(value: unknown): value is Chat {
   return isRecord(value) && typeof value["sessionId"] === "string" && typeof value["title"] === "string";
 }
 
-// Even to name a storage may be forbidden, and throws then.
-function read(key: string, where: () => Storage = () => localStorage): unknown {
+// Even to name the storage may be forbidden, and throws then.
+function read(key: string): unknown {
   try {
-    return JSON.parse(where().getItem(key) ?? "null");
+    return JSON.parse(localStorage.getItem(key) ?? "null");
   } catch {
     return null;
   }
 }
 
-function write(key: string, value: unknown, where: () => Storage = () => localStorage): void {
+function write(key: string, value: unknown): void {
   try {
-    where().setItem(key, JSON.stringify(value));
+    localStorage.setItem(key, JSON.stringify(value));
   } catch {
     // Full or forbidden: then it is not kept.
   }

@@ -30,14 +30,13 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
           );
         }
         const isLast = item === last;
-        const painting = item === painter.turn && painter.behind;
         return (
           <TurnBlock
             key={item.turnId}
             turn={item}
             revision={item.revision}
             shown={painter.indexFor(item)}
-            painting={painting}
+            painting={painter.paints(item)}
             stopping={chat.stopping === item.turnId && item === transcript.running}
             lost={item === transcript.running && chat.lostAtMs !== undefined}
             nowMs={item === transcript.running ? Math.floor((chat.conversation?.serverNow() ?? 0) / 250) * 250 : 0}

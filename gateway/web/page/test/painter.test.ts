@@ -5,15 +5,24 @@ import { Painter } from "../src/painter.js";
 
 const FRAME_MS = 1000 / 60;
 
-function turnOf(...texts: string[]): { turn: TurnView; say: (text: string) => void; transcript: Transcript } {
-  const transcript = new Transcript();
-  let seq = 1n;
+interface Told {
+  turn: TurnView;
+  say: (text: string) => void;
+  transcript: Transcript;
+}
+
+function turnOf(...texts: string[]): Told {
+  return nextTurn(new Transcript(), "t", ...texts);
+}
+
+function nextTurn(transcript: Transcript, turnId: string, ...texts: string[]): Told {
+  let seq = transcript.seq + 1n;
   let offset = 0;
-  transcript.apply(create(EventSchema, { seq, kind: { case: "turnStarted", value: { turnId: "t" } } }));
-  const turn = transcript.turn("t") as TurnView;
+  transcript.apply(create(EventSchema, { seq, kind: { case: "turnStarted", value: { turnId } } }));
+  const turn = transcript.turn(turnId) as TurnView;
   const say = (text: string): void => {
     seq += 1n;
-    const value = { turnId: "t", channel: Channel.TEXT, text, offset };
+    const value = { turnId, channel: Channel.TEXT, text, offset };
     transcript.apply(create(EventSchema, { seq, kind: { case: "outputDelta", value } }));
     offset = turn.textChars;
   };
@@ -72,7 +81,7 @@ describe("the painter", () => {
     while (painter.chars < 6) {
       painter.step(4);
     }
-    painter.freeze();
+    painter.freeze(turn);
     const { chars } = painter;
     expect(painter.step(1000)).toBe(false);
     expect(painter.chars).toBe(chars);
@@ -111,5 +120,53 @@ describe("the painter", () => {
     painter.show(turn, 99);
     expect(painter.chars).toBe(10);
     expect(painter.behind).toBe(false);
+  });
+
+  it("paints the rest of a turn in a hurry when the next one begins, without a leap", () => {
+    const { turn, transcript } = turnOf("x".repeat(2000));
+    const painter = new Painter(() => true);
+    painter.show(turn, 0);
+    painter.step(FRAME_MS);
+    const first = painter.chars;
+    const { turn: next } = nextTurn(transcript, "u", "next");
+    painter.follow(next);
+    expect(painter.newest).toBe(next);
+    const steps: number[] = [];
+    while (painter.turn === turn && steps.length < 1000) {
+      const before = painter.chars;
+      expect([painter.charsOf(next), painter.indexFor(next), painter.paints(next)]).toEqual([0, 0, true]);
+      painter.step(FRAME_MS);
+      steps.push(painter.turn === turn ? painter.chars - before : 0);
+    }
+    expect(steps.length).toBeGreaterThan(20);
+    expect(steps.length * FRAME_MS).toBeLessThan(600);
+    expect(Math.max(...steps)).toBeLessThan(2000 / 4);
+    expect(steps.reduce((sum, step) => sum + step, first)).toBe(2000);
+    expect(painter.indexFor(turn)).toBe(2000);
+    while (painter.behind) {
+      painter.step(FRAME_MS);
+    }
+    expect([painter.turn, painter.chars]).toEqual([next, 4]);
+  });
+
+  it("shows nothing of a turn that was stopped before it came to it", () => {
+    const { turn, transcript } = turnOf("x".repeat(100));
+    const painter = new Painter(() => true);
+    painter.show(turn, 0);
+    const { turn: next } = nextTurn(transcript, "u", "never seen");
+    painter.follow(next);
+    painter.freeze(next);
+    for (let frame = 0; frame < 200; frame += 1) {
+      painter.step(FRAME_MS);
+    }
+    expect([painter.indexFor(turn), painter.turn, painter.chars, painter.behind]).toEqual([100, next, 0, false]);
+  });
+
+  it("leaves no turn before its last piece could be read aloud", () => {
+    const { turn, transcript } = turnOf("done");
+    const painter = new Painter(() => true);
+    painter.show(turn, 4);
+    painter.follow(nextTurn(transcript, "u").turn);
+    expect([painter.turn, painter.behind]).toEqual([turn, true]);
   });
 });
