@@ -26,7 +26,7 @@ from google.api import annotations_pb2 as google_dot_api_dot_annotations__pb2
 from google.api import httpbody_pb2 as google_dot_api_dot_httpbody__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$backchannel/v1/browser_service.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"N\n\x13StreamEventsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\"\x1f\n\x0fGetAssetRequest\x12\x0c\n\x04path\x18\x01 \x01(\t2\xea\x01\n\x0e\x42rowserService\x12u\n\x0cStreamEvents\x12#.backchannel.v1.StreamEventsRequest\x1a\x14.google.api.HttpBody\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/sessions/{session_id}/events0\x01\x12\x61\n\x08GetAsset\x12\x1f.backchannel.v1.GetAssetRequest\x1a\x14.google.api.HttpBody\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x01/Z\x13\x12\x11/assets/{path=**}b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n$backchannel/v1/browser_service.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1cgoogle/api/annotations.proto\x1a\x19google/api/httpbody.proto\"f\n\x13StreamEventsRequest\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x16\n\x0emax_lag_events\x18\x04 \x01(\r\"\x1f\n\x0fGetAssetRequest\x12\x0c\n\x04path\x18\x01 \x01(\t2\xea\x01\n\x0e\x42rowserService\x12u\n\x0cStreamEvents\x12#.backchannel.v1.StreamEventsRequest\x1a\x14.google.api.HttpBody\"(\x82\xd3\xe4\x93\x02\"\x12 /v1/sessions/{session_id}/events0\x01\x12\x61\n\x08GetAsset\x12\x1f.backchannel.v1.GetAssetRequest\x1a\x14.google.api.HttpBody\"\x1e\x82\xd3\xe4\x93\x02\x18\x12\x01/Z\x13\x12\x11/assets/{path=**}b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -38,9 +38,9 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_BROWSERSERVICE'].methods_by_name['GetAsset']._loaded_options = None
   _globals['_BROWSERSERVICE'].methods_by_name['GetAsset']._serialized_options = b'\202\323\344\223\002\030\022\001/Z\023\022\021/assets/{path=**}'
   _globals['_STREAMEVENTSREQUEST']._serialized_start=113
-  _globals['_STREAMEVENTSREQUEST']._serialized_end=191
-  _globals['_GETASSETREQUEST']._serialized_start=193
-  _globals['_GETASSETREQUEST']._serialized_end=224
-  _globals['_BROWSERSERVICE']._serialized_start=227
-  _globals['_BROWSERSERVICE']._serialized_end=461
+  _globals['_STREAMEVENTSREQUEST']._serialized_end=215
+  _globals['_GETASSETREQUEST']._serialized_start=217
+  _globals['_GETASSETREQUEST']._serialized_end=248
+  _globals['_BROWSERSERVICE']._serialized_start=251
+  _globals['_BROWSERSERVICE']._serialized_end=485
 # @@protoc_insertion_point(module_scope)

@@ -23,10 +23,13 @@ class StreamEventsRequest(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQ_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    MAX_LAG_EVENTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     after_seq: _builtins.int
     """As in Resume."""
     snapshot: _builtins.bool
+    """As in Resume."""
+    max_lag_events: _builtins.int
     """As in Resume."""
     def __init__(
         self,
@@ -34,10 +37,11 @@ class StreamEventsRequest(_message.Message):
         session_id: _builtins.str = ...,
         after_seq: _builtins.int = ...,
         snapshot: _builtins.bool = ...,
+        max_lag_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "max_lag_events", b"max_lag_events", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -49,7 +53,7 @@ class GetAssetRequest(_message.Message):
 
     PATH_FIELD_NUMBER: _builtins.int
     path: _builtins.str
-    """Relative to the page. Empty: the page itself."""
+    """Below `/assets/`. Empty: the page itself."""
     def __init__(
         self,
         *,

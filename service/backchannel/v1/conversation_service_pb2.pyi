@@ -105,7 +105,7 @@ class AttachRequest(_message.Message):
     snapshot: _builtins.bool
     """As in Resume."""
     max_lag_events: _builtins.int
-    """Get a Snapshot instead of the backlog whenever this reader is more than so many events behind."""
+    """As in Resume."""
     def __init__(
         self,
         *,

@@ -27,53 +27,55 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61\x63kchannel/v1/event.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1c\x62\x61\x63kchannel/v1/session.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\xd7\x08\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66rame_id\x18\x03 \x01(\t\x12\x14\n\x0c\x66rame_digest\x18\x04 \x01(\x0c\x12\x37\n\x0esession_opened\x18\n \x01(\x0b\x32\x1d.backchannel.v1.SessionOpenedH\x00\x12\x37\n\x0einput_accepted\x18\x0b \x01(\x0b\x32\x1d.backchannel.v1.InputAcceptedH\x00\x12\x33\n\x0cturn_started\x18\x0c \x01(\x0b\x32\x1b.backchannel.v1.TurnStartedH\x00\x12\x39\n\x0finput_withdrawn\x18\r \x01(\x0b\x32\x1e.backchannel.v1.InputWithdrawnH\x00\x12\x33\n\x0coutput_delta\x18\x0e \x01(\x0b\x32\x1b.backchannel.v1.OutputDeltaH\x00\x12<\n\x11tool_call_started\x18\x0f \x01(\x0b\x32\x1f.backchannel.v1.ToolCallStartedH\x00\x12\x38\n\x0ftool_call_delta\x18\x10 \x01(\x0b\x32\x1d.backchannel.v1.ToolCallDeltaH\x00\x12\x42\n\x14tool_call_progressed\x18\x11 \x01(\x0b\x32\".backchannel.v1.ToolCallProgressedH\x00\x12\x38\n\x0ftool_call_ready\x18\x12 \x01(\x0b\x32\x1d.backchannel.v1.ToolCallReadyH\x00\x12@\n\x13tool_call_cancelled\x18\x13 \x01(\x0b\x32!.backchannel.v1.ToolCallCancelledH\x00\x12>\n\x12tool_call_finished\x18\x14 \x01(\x0b\x32 .backchannel.v1.ToolCallFinishedH\x00\x12;\n\x10turn_interrupted\x18\x15 \x01(\x0b\x32\x1f.backchannel.v1.TurnInterruptedH\x00\x12\x37\n\x0eturn_truncated\x18\x16 \x01(\x0b\x32\x1d.backchannel.v1.TurnTruncatedH\x00\x12\x37\n\x0eturn_recovered\x18\x17 \x01(\x0b\x32\x1d.backchannel.v1.TurnRecoveredH\x00\x12\x35\n\rturn_finished\x18\x18 \x01(\x0b\x32\x1c.backchannel.v1.TurnFinishedH\x00\x12\x37\n\x0esession_closed\x18\x19 \x01(\x0b\x32\x1d.backchannel.v1.SessionClosedH\x00\x12\x39\n\x0f\x63ontext_trimmed\x18\x1a \x01(\x0b\x32\x1e.backchannel.v1.ContextTrimmedH\x00\x42\x06\n\x04kind\"9\n\rSessionOpened\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.backchannel.v1.Session\"O\n\rInputAccepted\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12,\n\x07message\x18\x02 \x01(\x0b\x32\x1b.backchannel.v1.UserMessage\"\"\n\x0eInputWithdrawn\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\"R\n\x0bTurnStarted\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x11\n\tframe_ids\x18\x03 \x03(\t\x12\r\n\x05model\x18\x04 \x01(\t\"\xba\x01\n\x0bOutputDelta\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12(\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x17.backchannel.v1.Channel\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x13\n\x0btoken_count\x18\x05 \x01(\r\x12.\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1c.backchannel.v1.TokenLogprob\x12\r\n\x05round\x18\x07 \x01(\r\"Y\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12)\n\x03top\x18\x03 \x03(\x0b\x32\x1c.backchannel.v1.TokenLogprob\"P\n\x0fToolCallStarted\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\"Q\n\rToolCallDelta\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x1a\n\x12\x61rguments_fragment\x18\x02 \x01(\t\x12\x13\n\x0btoken_count\x18\x03 \x01(\r\"\xa7\x01\n\rToolCallReady\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\x31\n\ridle_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x12ToolCallProgressed\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\x03 \x01(\t\x12\x31\n\ridle_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_fraction\"4\n\x11ToolCallCancelled\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\x8f\x01\n\x10ToolCallFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.backchannel.v1.ToolCallOutcome\x12\x0c\n\x04late\x18\x03 \x01(\x08\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x1a.backchannel.v1.ToolResult\"\xaf\x01\n\x0fTurnInterrupted\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x12\n\nkept_chars\x18\x03 \x01(\r\x12\x15\n\rdropped_chars\x18\x04 \x01(\r\x12*\n\x05tools\x18\x05 \x03(\x0b\x32\x1b.backchannel.v1.ToolOutcome\x12\"\n\x04keep\x18\x06 \x01(\x0e\x32\x14.backchannel.v1.Keep\"]\n\rTurnTruncated\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x12\n\nkept_chars\x18\x03 \x01(\r\x12\x15\n\rdropped_chars\x18\x04 \x01(\r\"B\n\rTurnRecovered\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x66rom_seq\x18\x03 \x01(\x04\"\xc5\x01\n\x0cTurnFinished\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x33\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1c.backchannel.v1.FinishReason\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.backchannel.v1.Usage\x12&\n\x06timing\x18\x04 \x01(\x0b\x32\x16.backchannel.v1.Timing\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"\x1f\n\rSessionClosed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"?\n\x0e\x43ontextTrimmed\x12\x15\n\rdropped_turns\x18\x01 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x02 \x01(\r*K\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANNEL_TEXT\x10\x01\x12\x15\n\x11\x43HANNEL_REASONING\x10\x02*V\n\x04Keep\x12\x14\n\x10KEEP_UNSPECIFIED\x10\x00\x12\x12\n\x0eKEEP_DISPLAYED\x10\x01\x12\x12\n\x0eKEEP_GENERATED\x10\x02\x12\x10\n\x0cKEEP_NOTHING\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61\x63kchannel/v1/event.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1c\x62\x61\x63kchannel/v1/session.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x93\t\n\x05\x45vent\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x66rame_id\x18\x03 \x01(\t\x12\x14\n\x0c\x66rame_digest\x18\x04 \x01(\x0c\x12\x37\n\x0esession_opened\x18\n \x01(\x0b\x32\x1d.backchannel.v1.SessionOpenedH\x00\x12\x37\n\x0einput_accepted\x18\x0b \x01(\x0b\x32\x1d.backchannel.v1.InputAcceptedH\x00\x12\x33\n\x0cturn_started\x18\x0c \x01(\x0b\x32\x1b.backchannel.v1.TurnStartedH\x00\x12\x39\n\x0finput_withdrawn\x18\r \x01(\x0b\x32\x1e.backchannel.v1.InputWithdrawnH\x00\x12\x33\n\x0coutput_delta\x18\x0e \x01(\x0b\x32\x1b.backchannel.v1.OutputDeltaH\x00\x12<\n\x11tool_call_started\x18\x0f \x01(\x0b\x32\x1f.backchannel.v1.ToolCallStartedH\x00\x12\x38\n\x0ftool_call_delta\x18\x10 \x01(\x0b\x32\x1d.backchannel.v1.ToolCallDeltaH\x00\x12\x42\n\x14tool_call_progressed\x18\x11 \x01(\x0b\x32\".backchannel.v1.ToolCallProgressedH\x00\x12\x38\n\x0ftool_call_ready\x18\x12 \x01(\x0b\x32\x1d.backchannel.v1.ToolCallReadyH\x00\x12@\n\x13tool_call_cancelled\x18\x13 \x01(\x0b\x32!.backchannel.v1.ToolCallCancelledH\x00\x12>\n\x12tool_call_finished\x18\x14 \x01(\x0b\x32 .backchannel.v1.ToolCallFinishedH\x00\x12;\n\x10turn_interrupted\x18\x15 \x01(\x0b\x32\x1f.backchannel.v1.TurnInterruptedH\x00\x12\x37\n\x0eturn_truncated\x18\x16 \x01(\x0b\x32\x1d.backchannel.v1.TurnTruncatedH\x00\x12\x37\n\x0eturn_recovered\x18\x17 \x01(\x0b\x32\x1d.backchannel.v1.TurnRecoveredH\x00\x12\x35\n\rturn_finished\x18\x18 \x01(\x0b\x32\x1c.backchannel.v1.TurnFinishedH\x00\x12\x37\n\x0esession_closed\x18\x19 \x01(\x0b\x32\x1d.backchannel.v1.SessionClosedH\x00\x12\x39\n\x0f\x63ontext_trimmed\x18\x1a \x01(\x0b\x32\x1e.backchannel.v1.ContextTrimmedH\x00\x12:\n\x10tool_call_output\x18\x1b \x01(\x0b\x32\x1e.backchannel.v1.ToolCallOutputH\x00\x42\x06\n\x04kind\"9\n\rSessionOpened\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.backchannel.v1.Session\"O\n\rInputAccepted\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12,\n\x07message\x18\x02 \x01(\x0b\x32\x1b.backchannel.v1.UserMessage\"\"\n\x0eInputWithdrawn\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\"d\n\x0bTurnStarted\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x11\n\tframe_ids\x18\x03 \x03(\t\x12\r\n\x05model\x18\x04 \x01(\t\x12\x10\n\x08\x63\x61ll_ids\x18\x05 \x03(\t\"\xba\x01\n\x0bOutputDelta\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12(\n\x07\x63hannel\x18\x02 \x01(\x0e\x32\x17.backchannel.v1.Channel\x12\x0c\n\x04text\x18\x03 \x01(\t\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x13\n\x0btoken_count\x18\x05 \x01(\r\x12.\n\x08logprobs\x18\x06 \x03(\x0b\x32\x1c.backchannel.v1.TokenLogprob\x12\r\n\x05round\x18\x07 \x01(\r\"Y\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\t\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\x12)\n\x03top\x18\x03 \x03(\x0b\x32\x1c.backchannel.v1.TokenLogprob\"P\n\x0fToolCallStarted\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0f\n\x07\x63\x61ll_id\x18\x02 \x01(\t\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\r\n\x05round\x18\x04 \x01(\r\"Q\n\rToolCallDelta\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x1a\n\x12\x61rguments_fragment\x18\x02 \x01(\t\x12\x13\n\x0btoken_count\x18\x03 \x01(\r\"\xa7\x01\n\rToolCallReady\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x16\n\x0e\x61rguments_json\x18\x03 \x01(\t\x12\x31\n\ridle_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x64\x65\x61\x64line\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x8a\x01\n\x12ToolCallProgressed\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\x03 \x01(\t\x12\x31\n\ridle_deadline\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x0b\n\t_fraction\"4\n\x11ToolCallCancelled\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\"\xbf\x01\n\x10ToolCallFinished\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x30\n\x07outcome\x18\x02 \x01(\x0e\x32\x1f.backchannel.v1.ToolCallOutcome\x12\x0c\n\x04late\x18\x03 \x01(\x08\x12*\n\x06result\x18\x04 \x01(\x0b\x32\x1a.backchannel.v1.ToolResult\x12.\n\nscheduling\x18\x05 \x01(\x0e\x32\x1a.backchannel.v1.Scheduling\"\xa7\x01\n\x0eToolCallOutput\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\r\n\x05index\x18\x02 \x01(\r\x12\x0e\n\x04json\x18\x03 \x01(\tH\x00\x12*\n\x07\x63ontent\x18\x04 \x01(\x0b\x32\x17.backchannel.v1.ContentH\x00\x12\x31\n\ridle_deadline\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.TimestampB\x06\n\x04part\"\xaf\x01\n\x0fTurnInterrupted\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x12\n\nkept_chars\x18\x03 \x01(\r\x12\x15\n\rdropped_chars\x18\x04 \x01(\r\x12*\n\x05tools\x18\x05 \x03(\x0b\x32\x1b.backchannel.v1.ToolOutcome\x12\"\n\x04keep\x18\x06 \x01(\x0e\x32\x14.backchannel.v1.Keep\"]\n\rTurnTruncated\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x10\n\x08\x66rame_id\x18\x02 \x01(\t\x12\x12\n\nkept_chars\x18\x03 \x01(\r\x12\x15\n\rdropped_chars\x18\x04 \x01(\r\"B\n\rTurnRecovered\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x10\n\x08\x66rom_seq\x18\x03 \x01(\x04\"\xd4\x01\n\x0cTurnFinished\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x33\n\rfinish_reason\x18\x02 \x01(\x0e\x32\x1c.backchannel.v1.FinishReason\x12$\n\x05usage\x18\x03 \x01(\x0b\x32\x15.backchannel.v1.Usage\x12&\n\x06timing\x18\x04 \x01(\x0b\x32\x16.backchannel.v1.Timing\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12\r\n\x05model\x18\x06 \x01(\t\"\x1f\n\rSessionClosed\x12\x0e\n\x06reason\x18\x01 \x01(\t\"?\n\x0e\x43ontextTrimmed\x12\x15\n\rdropped_turns\x18\x01 \x01(\r\x12\x16\n\x0e\x64ropped_tokens\x18\x02 \x01(\r*K\n\x07\x43hannel\x12\x17\n\x13\x43HANNEL_UNSPECIFIED\x10\x00\x12\x10\n\x0c\x43HANNEL_TEXT\x10\x01\x12\x15\n\x11\x43HANNEL_REASONING\x10\x02*V\n\x04Keep\x12\x14\n\x10KEEP_UNSPECIFIED\x10\x00\x12\x12\n\x0eKEEP_DISPLAYED\x10\x01\x12\x12\n\x0eKEEP_GENERATED\x10\x02\x12\x10\n\x0cKEEP_NOTHING\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'backchannel.v1.event_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_CHANNEL']._serialized_start=3103
-  _globals['_CHANNEL']._serialized_end=3178
-  _globals['_KEEP']._serialized_start=3180
-  _globals['_KEEP']._serialized_end=3266
+  _globals['_CHANNEL']._serialized_start=3414
+  _globals['_CHANNEL']._serialized_end=3489
+  _globals['_KEEP']._serialized_start=3491
+  _globals['_KEEP']._serialized_end=3577
   _globals['_EVENT']._serialized_start=135
-  _globals['_EVENT']._serialized_end=1246
-  _globals['_SESSIONOPENED']._serialized_start=1248
-  _globals['_SESSIONOPENED']._serialized_end=1305
-  _globals['_INPUTACCEPTED']._serialized_start=1307
-  _globals['_INPUTACCEPTED']._serialized_end=1386
-  _globals['_INPUTWITHDRAWN']._serialized_start=1388
-  _globals['_INPUTWITHDRAWN']._serialized_end=1422
-  _globals['_TURNSTARTED']._serialized_start=1424
-  _globals['_TURNSTARTED']._serialized_end=1506
-  _globals['_OUTPUTDELTA']._serialized_start=1509
-  _globals['_OUTPUTDELTA']._serialized_end=1695
-  _globals['_TOKENLOGPROB']._serialized_start=1697
-  _globals['_TOKENLOGPROB']._serialized_end=1786
-  _globals['_TOOLCALLSTARTED']._serialized_start=1788
-  _globals['_TOOLCALLSTARTED']._serialized_end=1868
-  _globals['_TOOLCALLDELTA']._serialized_start=1870
-  _globals['_TOOLCALLDELTA']._serialized_end=1951
-  _globals['_TOOLCALLREADY']._serialized_start=1954
-  _globals['_TOOLCALLREADY']._serialized_end=2121
-  _globals['_TOOLCALLPROGRESSED']._serialized_start=2124
-  _globals['_TOOLCALLPROGRESSED']._serialized_end=2262
-  _globals['_TOOLCALLCANCELLED']._serialized_start=2264
-  _globals['_TOOLCALLCANCELLED']._serialized_end=2316
-  _globals['_TOOLCALLFINISHED']._serialized_start=2319
-  _globals['_TOOLCALLFINISHED']._serialized_end=2462
-  _globals['_TURNINTERRUPTED']._serialized_start=2465
-  _globals['_TURNINTERRUPTED']._serialized_end=2640
-  _globals['_TURNTRUNCATED']._serialized_start=2642
-  _globals['_TURNTRUNCATED']._serialized_end=2735
-  _globals['_TURNRECOVERED']._serialized_start=2737
-  _globals['_TURNRECOVERED']._serialized_end=2803
-  _globals['_TURNFINISHED']._serialized_start=2806
-  _globals['_TURNFINISHED']._serialized_end=3003
-  _globals['_SESSIONCLOSED']._serialized_start=3005
-  _globals['_SESSIONCLOSED']._serialized_end=3036
-  _globals['_CONTEXTTRIMMED']._serialized_start=3038
-  _globals['_CONTEXTTRIMMED']._serialized_end=3101
+  _globals['_EVENT']._serialized_end=1306
+  _globals['_SESSIONOPENED']._serialized_start=1308
+  _globals['_SESSIONOPENED']._serialized_end=1365
+  _globals['_INPUTACCEPTED']._serialized_start=1367
+  _globals['_INPUTACCEPTED']._serialized_end=1446
+  _globals['_INPUTWITHDRAWN']._serialized_start=1448
+  _globals['_INPUTWITHDRAWN']._serialized_end=1482
+  _globals['_TURNSTARTED']._serialized_start=1484
+  _globals['_TURNSTARTED']._serialized_end=1584
+  _globals['_OUTPUTDELTA']._serialized_start=1587
+  _globals['_OUTPUTDELTA']._serialized_end=1773
+  _globals['_TOKENLOGPROB']._serialized_start=1775
+  _globals['_TOKENLOGPROB']._serialized_end=1864
+  _globals['_TOOLCALLSTARTED']._serialized_start=1866
+  _globals['_TOOLCALLSTARTED']._serialized_end=1946
+  _globals['_TOOLCALLDELTA']._serialized_start=1948
+  _globals['_TOOLCALLDELTA']._serialized_end=2029
+  _globals['_TOOLCALLREADY']._serialized_start=2032
+  _globals['_TOOLCALLREADY']._serialized_end=2199
+  _globals['_TOOLCALLPROGRESSED']._serialized_start=2202
+  _globals['_TOOLCALLPROGRESSED']._serialized_end=2340
+  _globals['_TOOLCALLCANCELLED']._serialized_start=2342
+  _globals['_TOOLCALLCANCELLED']._serialized_end=2394
+  _globals['_TOOLCALLFINISHED']._serialized_start=2397
+  _globals['_TOOLCALLFINISHED']._serialized_end=2588
+  _globals['_TOOLCALLOUTPUT']._serialized_start=2591
+  _globals['_TOOLCALLOUTPUT']._serialized_end=2758
+  _globals['_TURNINTERRUPTED']._serialized_start=2761
+  _globals['_TURNINTERRUPTED']._serialized_end=2936
+  _globals['_TURNTRUNCATED']._serialized_start=2938
+  _globals['_TURNTRUNCATED']._serialized_end=3031
+  _globals['_TURNRECOVERED']._serialized_start=3033
+  _globals['_TURNRECOVERED']._serialized_end=3099
+  _globals['_TURNFINISHED']._serialized_start=3102
+  _globals['_TURNFINISHED']._serialized_end=3314
+  _globals['_SESSIONCLOSED']._serialized_start=3316
+  _globals['_SESSIONCLOSED']._serialized_end=3347
+  _globals['_CONTEXTTRIMMED']._serialized_start=3349
+  _globals['_CONTEXTTRIMMED']._serialized_end=3412
 # @@protoc_insertion_point(module_scope)

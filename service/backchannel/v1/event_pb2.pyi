@@ -103,6 +103,7 @@ class Event(_message.Message):
     TURN_FINISHED_FIELD_NUMBER: _builtins.int
     SESSION_CLOSED_FIELD_NUMBER: _builtins.int
     CONTEXT_TRIMMED_FIELD_NUMBER: _builtins.int
+    TOOL_CALL_OUTPUT_FIELD_NUMBER: _builtins.int
     seq: _builtins.int
     frame_id: _builtins.str
     """The client frame that directly caused this event, if one did and it had an id."""
@@ -148,6 +149,8 @@ class Event(_message.Message):
     def session_closed(self) -> Global___SessionClosed: ...
     @_builtins.property
     def context_trimmed(self) -> Global___ContextTrimmed: ...
+    @_builtins.property
+    def tool_call_output(self) -> Global___ToolCallOutput: ...
     def __init__(
         self,
         *,
@@ -172,12 +175,13 @@ class Event(_message.Message):
         turn_finished: Global___TurnFinished | None = ...,
         session_closed: Global___SessionClosed | None = ...,
         context_trimmed: Global___ContextTrimmed | None = ...,
+        tool_call_output: Global___ToolCallOutput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["context_trimmed", b"context_trimmed", "input_accepted", b"input_accepted", "input_withdrawn", b"input_withdrawn", "kind", b"kind", "output_delta", b"output_delta", "session_closed", b"session_closed", "session_opened", b"session_opened", "time", b"time", "tool_call_cancelled", b"tool_call_cancelled", "tool_call_delta", b"tool_call_delta", "tool_call_finished", b"tool_call_finished", "tool_call_progressed", b"tool_call_progressed", "tool_call_ready", b"tool_call_ready", "tool_call_started", b"tool_call_started", "turn_finished", b"turn_finished", "turn_interrupted", b"turn_interrupted", "turn_recovered", b"turn_recovered", "turn_started", b"turn_started", "turn_truncated", b"turn_truncated"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["context_trimmed", b"context_trimmed", "input_accepted", b"input_accepted", "input_withdrawn", b"input_withdrawn", "kind", b"kind", "output_delta", b"output_delta", "session_closed", b"session_closed", "session_opened", b"session_opened", "time", b"time", "tool_call_cancelled", b"tool_call_cancelled", "tool_call_delta", b"tool_call_delta", "tool_call_finished", b"tool_call_finished", "tool_call_output", b"tool_call_output", "tool_call_progressed", b"tool_call_progressed", "tool_call_ready", b"tool_call_ready", "tool_call_started", b"tool_call_started", "turn_finished", b"turn_finished", "turn_interrupted", b"turn_interrupted", "turn_recovered", b"turn_recovered", "turn_started", b"turn_started", "turn_truncated", b"turn_truncated"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_trimmed", b"context_trimmed", "frame_digest", b"frame_digest", "frame_id", b"frame_id", "input_accepted", b"input_accepted", "input_withdrawn", b"input_withdrawn", "kind", b"kind", "output_delta", b"output_delta", "seq", b"seq", "session_closed", b"session_closed", "session_opened", b"session_opened", "time", b"time", "tool_call_cancelled", b"tool_call_cancelled", "tool_call_delta", b"tool_call_delta", "tool_call_finished", b"tool_call_finished", "tool_call_progressed", b"tool_call_progressed", "tool_call_ready", b"tool_call_ready", "tool_call_started", b"tool_call_started", "turn_finished", b"turn_finished", "turn_interrupted", b"turn_interrupted", "turn_recovered", b"turn_recovered", "turn_started", b"turn_started", "turn_truncated", b"turn_truncated"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["context_trimmed", b"context_trimmed", "frame_digest", b"frame_digest", "frame_id", b"frame_id", "input_accepted", b"input_accepted", "input_withdrawn", b"input_withdrawn", "kind", b"kind", "output_delta", b"output_delta", "seq", b"seq", "session_closed", b"session_closed", "session_opened", b"session_opened", "time", b"time", "tool_call_cancelled", b"tool_call_cancelled", "tool_call_delta", b"tool_call_delta", "tool_call_finished", b"tool_call_finished", "tool_call_output", b"tool_call_output", "tool_call_progressed", b"tool_call_progressed", "tool_call_ready", b"tool_call_ready", "tool_call_started", b"tool_call_started", "turn_finished", b"turn_finished", "turn_interrupted", b"turn_interrupted", "turn_recovered", b"turn_recovered", "turn_started", b"turn_started", "turn_truncated", b"turn_truncated"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["session_opened", "input_accepted", "turn_started", "input_withdrawn", "output_delta", "tool_call_started", "tool_call_delta", "tool_call_progressed", "tool_call_ready", "tool_call_cancelled", "tool_call_finished", "turn_interrupted", "turn_truncated", "turn_recovered", "turn_finished", "session_closed", "context_trimmed"]  # noqa: Y015
+    _WhichOneofReturnType_kind: _TypeAlias = _typing.Literal["session_opened", "input_accepted", "turn_started", "input_withdrawn", "output_delta", "tool_call_started", "tool_call_delta", "tool_call_progressed", "tool_call_ready", "tool_call_cancelled", "tool_call_finished", "turn_interrupted", "turn_truncated", "turn_recovered", "turn_finished", "session_closed", "context_trimmed", "tool_call_output"]  # noqa: Y015
     _WhichOneofArgType_kind: _TypeAlias = _typing.Literal["kind", b"kind"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_kind) -> _WhichOneofReturnType_kind | None: ...
 
@@ -257,7 +261,8 @@ Global___InputWithdrawn: _TypeAlias = InputWithdrawn  # noqa: Y015
 
 @_typing.final
 class TurnStarted(_message.Message):
-    """An answer begins. Exactly one TurnFinished with the same turn_id follows, whatever happens. Until
+    """An answer begins: to messages, to results of tools that nobody waited for, or to both. Exactly one
+    TurnFinished with the same turn_id follows, whatever happens. Until
     it has been seen the answer is not finished: a stream that ends before was cut.
     """
 
@@ -267,14 +272,23 @@ class TurnStarted(_message.Message):
     FRAME_ID_FIELD_NUMBER: _builtins.int
     FRAME_IDS_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
+    CALL_IDS_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     frame_id: _builtins.str
-    """The frame of the (first) message that it answers."""
+    """The frame of the (first) message that it answers; empty if it answers none."""
     model: _builtins.str
-    """`engine/name`."""
+    """`engine/name`, or the alias that the session names."""
     @_builtins.property
     def frame_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """The frames of all messages that it answers, in order; an empty string for one without an id."""
+        """The frames of all messages that it answers, in order; an empty string for one without an id.
+        Several messages with DELIVERY_STEER are answered together.
+        """
+
+    @_builtins.property
+    def call_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Calls of earlier turns whose results the model is told with this turn, in the order in which
+        they came: results of tools that were not waited for, and late ones.
+        """
 
     def __init__(
         self,
@@ -283,10 +297,11 @@ class TurnStarted(_message.Message):
         frame_id: _builtins.str = ...,
         frame_ids: _abc.Iterable[_builtins.str] | None = ...,
         model: _builtins.str = ...,
+        call_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame_id", b"frame_id", "frame_ids", b"frame_ids", "model", b"model", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_ids", b"call_ids", "frame_id", b"frame_id", "frame_ids", b"frame_ids", "model", b"model", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -548,9 +563,15 @@ class ToolCallFinished(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     LATE_FIELD_NUMBER: _builtins.int
     RESULT_FIELD_NUMBER: _builtins.int
+    SCHEDULING_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     outcome: _session_pb2.ToolCallOutcome.ValueType
     late: _builtins.bool
+    scheduling: _session_pb2.Scheduling.ValueType
+    """When the model is told. SCHEDULING_UNSPECIFIED: in the call's own place, where the turn waited
+    for it (or never, for a second result). Else the model had gone on without it, and a later
+    TurnStarted names the call in its `call_ids`.
+    """
     @_builtins.property
     def result(self) -> _session_pb2.ToolResult:
         """Absent if there is none."""
@@ -562,14 +583,56 @@ class ToolCallFinished(_message.Message):
         outcome: _session_pb2.ToolCallOutcome.ValueType = ...,
         late: _builtins.bool = ...,
         result: _session_pb2.ToolResult | None = ...,
+        scheduling: _session_pb2.Scheduling.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "late", b"late", "outcome", b"outcome", "result", b"result"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "late", b"late", "outcome", b"outcome", "result", b"result", "scheduling", b"scheduling"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ToolCallFinished: _TypeAlias = ToolCallFinished  # noqa: Y015
+
+@_typing.final
+class ToolCallOutput(_message.Message):
+    """A part of a result that comes in several (ToolResult.partial). ToolCallFinished has them all."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CALL_ID_FIELD_NUMBER: _builtins.int
+    INDEX_FIELD_NUMBER: _builtins.int
+    JSON_FIELD_NUMBER: _builtins.int
+    CONTENT_FIELD_NUMBER: _builtins.int
+    IDLE_DEADLINE_FIELD_NUMBER: _builtins.int
+    call_id: _builtins.str
+    index: _builtins.int
+    """From 0."""
+    json: _builtins.str
+    """A JSON value."""
+    @_builtins.property
+    def content(self) -> _session_pb2.Content: ...
+    @_builtins.property
+    def idle_deadline(self) -> _timestamp_pb2.Timestamp:
+        """The part moved it."""
+
+    def __init__(
+        self,
+        *,
+        call_id: _builtins.str = ...,
+        index: _builtins.int = ...,
+        json: _builtins.str = ...,
+        content: _session_pb2.Content | None = ...,
+        idle_deadline: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["content", b"content", "idle_deadline", b"idle_deadline", "json", b"json", "part", b"part"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_id", b"call_id", "content", b"content", "idle_deadline", b"idle_deadline", "index", b"index", "json", b"json", "part", b"part"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_part: _TypeAlias = _typing.Literal["json", "content"]  # noqa: Y015
+    _WhichOneofArgType_part: _TypeAlias = _typing.Literal["part", b"part"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_part) -> _WhichOneofReturnType_part | None: ...
+
+Global___ToolCallOutput: _TypeAlias = ToolCallOutput  # noqa: Y015
 
 @_typing.final
 class TurnInterrupted(_message.Message):
@@ -686,8 +749,11 @@ class TurnFinished(_message.Message):
     USAGE_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    MODEL_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     finish_reason: _session_pb2.FinishReason.ValueType
+    model: _builtins.str
+    """`engine/name` that answered last: behind an alias, which of its models. Empty if none was asked."""
     @_builtins.property
     def usage(self) -> _session_pb2.Usage: ...
     @_builtins.property
@@ -704,10 +770,11 @@ class TurnFinished(_message.Message):
         usage: _session_pb2.Usage | None = ...,
         timing: _session_pb2.Timing | None = ...,
         error: _status_pb2.Status | None = ...,
+        model: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "timing", b"timing", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "finish_reason", b"finish_reason", "model", b"model", "timing", b"timing", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -737,14 +804,18 @@ Global___SessionClosed: _TypeAlias = SessionClosed  # noqa: Y015
 
 @_typing.final
 class ContextTrimmed(_message.Message):
-    """Old turns were left out of the prompt because the transcript outgrew the model."""
+    """Old turns are left out of the prompt from here on, because the transcript outgrew the model
+    (ContextPolicy). They stay in the log.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
     DROPPED_TURNS_FIELD_NUMBER: _builtins.int
     DROPPED_TOKENS_FIELD_NUMBER: _builtins.int
     dropped_turns: _builtins.int
+    """How many more; a message of SessionConfig.history that begins an exchange counts as one."""
     dropped_tokens: _builtins.int
+    """About how many tokens that was."""
     def __init__(
         self,
         *,

@@ -29,39 +29,39 @@ from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__
 from google.rpc import status_pb2 as google_dot_rpc_dot_status__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61\x63kchannel/v1/frame.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1a\x62\x61\x63kchannel/v1/event.proto\x1a\x1c\x62\x61\x63kchannel/v1/session.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x8a\x03\n\x0b\x43lientFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12$\n\x04open\x18\x02 \x01(\x0b\x32\x14.backchannel.v1.OpenH\x00\x12.\n\x07message\x18\x03 \x01(\x0b\x32\x1b.backchannel.v1.UserMessageH\x00\x12\x31\n\x0btool_result\x18\x04 \x01(\x0b\x32\x1a.backchannel.v1.ToolResultH\x00\x12\x35\n\rtool_progress\x18\x05 \x01(\x0b\x32\x1c.backchannel.v1.ToolProgressH\x00\x12.\n\tinterrupt\x18\x06 \x01(\x0b\x32\x19.backchannel.v1.InterruptH\x00\x12\"\n\x03\x61\x63k\x18\x07 \x01(\x0b\x32\x13.backchannel.v1.AckH\x00\x12$\n\x04ping\x18\x08 \x01(\x0b\x32\x14.backchannel.v1.PingH\x00\x12&\n\x05\x63lose\x18\t \x01(\x0b\x32\x15.backchannel.v1.CloseH\x00\x42\x07\n\x05\x66rame\"j\n\x04Open\x12/\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x1d.backchannel.v1.SessionConfigH\x00\x12(\n\x06resume\x18\x02 \x01(\x0b\x32\x16.backchannel.v1.ResumeH\x00\x42\x07\n\x05start\"A\n\x06Resume\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\"\xd4\x01\n\tInterrupt\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x15\n\rdisplayed_seq\x18\x02 \x01(\x04\x12\x1d\n\x10\x64isplayed_offset\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\"\n\x04keep\x18\x04 \x01(\x0e\x32\x14.backchannel.v1.Keep\x12.\n\x05tools\x18\x05 \x01(\x0e\x32\x1f.backchannel.v1.ToolDisposition\x12\x17\n\x0ftarget_frame_id\x18\x06 \x01(\tB\x13\n\x11_displayed_offset\"Q\n\x0cToolProgress\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\x03 \x01(\tB\x0b\n\t_fraction\"P\n\x03\x41\x63k\x12\x15\n\rdisplayed_seq\x18\x01 \x01(\x04\x12\x1d\n\x10\x64isplayed_offset\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_displayed_offset\"\x06\n\x04Ping\"\x07\n\x05\x43lose\"\xe1\x01\n\x0bServerFrame\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.backchannel.v1.Event\x12(\n\x07receipt\x18\x02 \x01(\x0b\x32\x17.backchannel.v1.Receipt\x12*\n\x08snapshot\x18\x03 \x01(\x0b\x32\x18.backchannel.v1.Snapshot\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.backchannel.v1.Heartbeat\x12\'\n\x07go_away\x18\x05 \x01(\x0b\x32\x16.backchannel.v1.GoAway\"\x8b\x01\n\x07Receipt\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12-\n\x06status\x18\x02 \x01(\x0e\x32\x1d.backchannel.v1.ReceiptStatus\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x0f\n\x07turn_id\x18\x04 \x01(\t\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\"\xa3\x01\n\x08Snapshot\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.backchannel.v1.Session\x12#\n\x05turns\x18\x02 \x03(\x0b\x32\x14.backchannel.v1.Turn\x12-\n\x06queued\x18\x03 \x03(\x0b\x32\x1d.backchannel.v1.InputAccepted\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x0c\n\x04more\x18\x05 \x01(\x08\"B\n\tHeartbeat\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x06GoAway\x12,\n\ttime_left\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xa1\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x03\x12\x1b\n\x17RECEIPT_STATUS_REJECTED\x10\x04\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1a\x62\x61\x63kchannel/v1/frame.proto\x12\x0e\x62\x61\x63kchannel.v1\x1a\x1a\x62\x61\x63kchannel/v1/event.proto\x1a\x1c\x62\x61\x63kchannel/v1/session.proto\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17google/rpc/status.proto\"\x8a\x03\n\x0b\x43lientFrame\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12$\n\x04open\x18\x02 \x01(\x0b\x32\x14.backchannel.v1.OpenH\x00\x12.\n\x07message\x18\x03 \x01(\x0b\x32\x1b.backchannel.v1.UserMessageH\x00\x12\x31\n\x0btool_result\x18\x04 \x01(\x0b\x32\x1a.backchannel.v1.ToolResultH\x00\x12\x35\n\rtool_progress\x18\x05 \x01(\x0b\x32\x1c.backchannel.v1.ToolProgressH\x00\x12.\n\tinterrupt\x18\x06 \x01(\x0b\x32\x19.backchannel.v1.InterruptH\x00\x12\"\n\x03\x61\x63k\x18\x07 \x01(\x0b\x32\x13.backchannel.v1.AckH\x00\x12$\n\x04ping\x18\x08 \x01(\x0b\x32\x14.backchannel.v1.PingH\x00\x12&\n\x05\x63lose\x18\t \x01(\x0b\x32\x15.backchannel.v1.CloseH\x00\x42\x07\n\x05\x66rame\"j\n\x04Open\x12/\n\x06\x63reate\x18\x01 \x01(\x0b\x32\x1d.backchannel.v1.SessionConfigH\x00\x12(\n\x06resume\x18\x02 \x01(\x0b\x32\x16.backchannel.v1.ResumeH\x00\x42\x07\n\x05start\"Y\n\x06Resume\x12\x12\n\nsession_id\x18\x01 \x01(\t\x12\x11\n\tafter_seq\x18\x02 \x01(\x04\x12\x10\n\x08snapshot\x18\x03 \x01(\x08\x12\x16\n\x0emax_lag_events\x18\x04 \x01(\r\"\xd4\x01\n\tInterrupt\x12\x0f\n\x07turn_id\x18\x01 \x01(\t\x12\x15\n\rdisplayed_seq\x18\x02 \x01(\x04\x12\x1d\n\x10\x64isplayed_offset\x18\x03 \x01(\rH\x00\x88\x01\x01\x12\"\n\x04keep\x18\x04 \x01(\x0e\x32\x14.backchannel.v1.Keep\x12.\n\x05tools\x18\x05 \x01(\x0e\x32\x1f.backchannel.v1.ToolDisposition\x12\x17\n\x0ftarget_frame_id\x18\x06 \x01(\tB\x13\n\x11_displayed_offset\"Q\n\x0cToolProgress\x12\x0f\n\x07\x63\x61ll_id\x18\x01 \x01(\t\x12\x15\n\x08\x66raction\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\x0c\n\x04note\x18\x03 \x01(\tB\x0b\n\t_fraction\"P\n\x03\x41\x63k\x12\x15\n\rdisplayed_seq\x18\x01 \x01(\x04\x12\x1d\n\x10\x64isplayed_offset\x18\x02 \x01(\rH\x00\x88\x01\x01\x42\x13\n\x11_displayed_offset\"\x06\n\x04Ping\"\x07\n\x05\x43lose\"\xe1\x01\n\x0bServerFrame\x12%\n\x06\x65vents\x18\x01 \x03(\x0b\x32\x15.backchannel.v1.Event\x12(\n\x07receipt\x18\x02 \x01(\x0b\x32\x17.backchannel.v1.Receipt\x12*\n\x08snapshot\x18\x03 \x01(\x0b\x32\x18.backchannel.v1.Snapshot\x12,\n\theartbeat\x18\x04 \x01(\x0b\x32\x19.backchannel.v1.Heartbeat\x12\'\n\x07go_away\x18\x05 \x01(\x0b\x32\x16.backchannel.v1.GoAway\"\xb7\x01\n\x07Receipt\x12\x10\n\x08\x66rame_id\x18\x01 \x01(\t\x12-\n\x06status\x18\x02 \x01(\x0e\x32\x1d.backchannel.v1.ReceiptStatus\x12\x0b\n\x03seq\x18\x03 \x01(\x04\x12\x0f\n\x07turn_id\x18\x04 \x01(\t\x12!\n\x05\x65rror\x18\x05 \x01(\x0b\x32\x12.google.rpc.Status\x12*\n\x08\x64\x65livery\x18\x06 \x01(\x0e\x32\x18.backchannel.v1.Delivery\"\xa3\x01\n\x08Snapshot\x12(\n\x07session\x18\x01 \x01(\x0b\x32\x17.backchannel.v1.Session\x12#\n\x05turns\x18\x02 \x03(\x0b\x32\x14.backchannel.v1.Turn\x12-\n\x06queued\x18\x03 \x03(\x0b\x32\x1d.backchannel.v1.InputAccepted\x12\x0b\n\x03seq\x18\x04 \x01(\x04\x12\x0c\n\x04more\x18\x05 \x01(\x08\"B\n\tHeartbeat\x12\x0b\n\x03seq\x18\x01 \x01(\x04\x12(\n\x04time\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"F\n\x06GoAway\x12,\n\ttime_left\x18\x01 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0e\n\x06reason\x18\x02 \x01(\t*\xa1\x01\n\rReceiptStatus\x12\x1e\n\x1aRECEIPT_STATUS_UNSPECIFIED\x10\x00\x12\x1b\n\x17RECEIPT_STATUS_ACCEPTED\x10\x01\x12\x1c\n\x18RECEIPT_STATUS_DUPLICATE\x10\x02\x12\x18\n\x14RECEIPT_STATUS_STALE\x10\x03\x12\x1b\n\x17RECEIPT_STATUS_REJECTED\x10\x04\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'backchannel.v1.frame_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_RECEIPTSTATUS']._serialized_start=1840
-  _globals['_RECEIPTSTATUS']._serialized_end=2001
+  _globals['_RECEIPTSTATUS']._serialized_start=1908
+  _globals['_RECEIPTSTATUS']._serialized_end=2069
   _globals['_CLIENTFRAME']._serialized_start=195
   _globals['_CLIENTFRAME']._serialized_end=589
   _globals['_OPEN']._serialized_start=591
   _globals['_OPEN']._serialized_end=697
   _globals['_RESUME']._serialized_start=699
-  _globals['_RESUME']._serialized_end=764
-  _globals['_INTERRUPT']._serialized_start=767
-  _globals['_INTERRUPT']._serialized_end=979
-  _globals['_TOOLPROGRESS']._serialized_start=981
-  _globals['_TOOLPROGRESS']._serialized_end=1062
-  _globals['_ACK']._serialized_start=1064
-  _globals['_ACK']._serialized_end=1144
-  _globals['_PING']._serialized_start=1146
-  _globals['_PING']._serialized_end=1152
-  _globals['_CLOSE']._serialized_start=1154
-  _globals['_CLOSE']._serialized_end=1161
-  _globals['_SERVERFRAME']._serialized_start=1164
-  _globals['_SERVERFRAME']._serialized_end=1389
-  _globals['_RECEIPT']._serialized_start=1392
-  _globals['_RECEIPT']._serialized_end=1531
-  _globals['_SNAPSHOT']._serialized_start=1534
-  _globals['_SNAPSHOT']._serialized_end=1697
-  _globals['_HEARTBEAT']._serialized_start=1699
-  _globals['_HEARTBEAT']._serialized_end=1765
-  _globals['_GOAWAY']._serialized_start=1767
-  _globals['_GOAWAY']._serialized_end=1837
+  _globals['_RESUME']._serialized_end=788
+  _globals['_INTERRUPT']._serialized_start=791
+  _globals['_INTERRUPT']._serialized_end=1003
+  _globals['_TOOLPROGRESS']._serialized_start=1005
+  _globals['_TOOLPROGRESS']._serialized_end=1086
+  _globals['_ACK']._serialized_start=1088
+  _globals['_ACK']._serialized_end=1168
+  _globals['_PING']._serialized_start=1170
+  _globals['_PING']._serialized_end=1176
+  _globals['_CLOSE']._serialized_start=1178
+  _globals['_CLOSE']._serialized_end=1185
+  _globals['_SERVERFRAME']._serialized_start=1188
+  _globals['_SERVERFRAME']._serialized_end=1413
+  _globals['_RECEIPT']._serialized_start=1416
+  _globals['_RECEIPT']._serialized_end=1599
+  _globals['_SNAPSHOT']._serialized_start=1602
+  _globals['_SNAPSHOT']._serialized_end=1765
+  _globals['_HEARTBEAT']._serialized_start=1767
+  _globals['_HEARTBEAT']._serialized_end=1833
+  _globals['_GOAWAY']._serialized_start=1835
+  _globals['_GOAWAY']._serialized_end=1905
 # @@protoc_insertion_point(module_scope)

@@ -166,6 +166,7 @@ class Resume(_message.Message):
     SESSION_ID_FIELD_NUMBER: _builtins.int
     AFTER_SEQ_FIELD_NUMBER: _builtins.int
     SNAPSHOT_FIELD_NUMBER: _builtins.int
+    MAX_LAG_EVENTS_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     """Unknown, or somebody else's: NOT_FOUND."""
     after_seq: _builtins.int
@@ -177,16 +178,22 @@ class Resume(_message.Message):
     """Begin with a Snapshot of the whole session, and go on from its seq; `after_seq` then counts
     for nothing.
     """
+    max_lag_events: _builtins.int
+    """Most events that this reader may be behind; 0 for no limit. Further behind, it gets a Snapshot
+    instead of the backlog if `snapshot` is set; else the stream ends RESOURCE_EXHAUSTED, with the
+    cursor to resume from (`after_seq`) in the ErrorInfo metadata.
+    """
     def __init__(
         self,
         *,
         session_id: _builtins.str = ...,
         after_seq: _builtins.int = ...,
         snapshot: _builtins.bool = ...,
+        max_lag_events: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["after_seq", b"after_seq", "max_lag_events", b"max_lag_events", "session_id", b"session_id", "snapshot", b"snapshot"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -402,12 +409,18 @@ class Receipt(_message.Message):
     SEQ_FIELD_NUMBER: _builtins.int
     TURN_ID_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
+    DELIVERY_FIELD_NUMBER: _builtins.int
     frame_id: _builtins.str
     status: Global___ReceiptStatus.ValueType
     seq: _builtins.int
     """The seq of the frame's own event (for a message its InputAccepted). 0 if it caused none."""
     turn_id: _builtins.str
     """The turn that the frame started, stopped or fed. Empty for a message whose turn comes later."""
+    delivery: _session_pb2.Delivery.ValueType
+    """For a message: how it met the session. DELIVERY_STEER or DELIVERY_INTERRUPT: there was a turn to
+    redirect, and it will be, or was. DELIVERY_QUEUE: it is an ordinary message; a steer that comes
+    after its turn has ended is one too.
+    """
     @_builtins.property
     def error(self) -> _status_pb2.Status:
         """With RECEIPT_STATUS_REJECTED."""
@@ -420,10 +433,11 @@ class Receipt(_message.Message):
         seq: _builtins.int = ...,
         turn_id: _builtins.str = ...,
         error: _status_pb2.Status | None = ...,
+        delivery: _session_pb2.Delivery.ValueType = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "frame_id", b"frame_id", "seq", b"seq", "status", b"status", "turn_id", b"turn_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery", "error", b"error", "frame_id", b"frame_id", "seq", b"seq", "status", b"status", "turn_id", b"turn_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -173,23 +173,25 @@ class _Scheduling:
 class _SchedulingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scheduling.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     SCHEDULING_UNSPECIFIED: _Scheduling.ValueType  # 0
-    """SCHEDULING_WHEN_IDLE."""
+    """SCHEDULING_WHEN_IDLE; for a blocking tool's call that outlived its turn SCHEDULING_SILENT."""
     SCHEDULING_WHEN_IDLE: _Scheduling.ValueType  # 1
     """With the next turn, which starts by itself if none runs."""
     SCHEDULING_INTERRUPT: _Scheduling.ValueType  # 2
-    """At once: the running turn is redirected."""
+    """At once: the running turn is stopped, keeping all it has said, and the next one is told."""
     SCHEDULING_SILENT: _Scheduling.ValueType  # 3
     """With the next turn that something else starts."""
 
 class Scheduling(_Scheduling, metaclass=_SchedulingEnumTypeWrapper):
-    """When a result of a non-blocking tool is shown to the model."""
+    """When the model is told the result of a call that its turn does not wait for: of a tool with
+    `blocking = false`, and of a call that outlived its turn. For any other call it counts for nothing.
+    """
 
 SCHEDULING_UNSPECIFIED: Scheduling.ValueType  # 0
-"""SCHEDULING_WHEN_IDLE."""
+"""SCHEDULING_WHEN_IDLE; for a blocking tool's call that outlived its turn SCHEDULING_SILENT."""
 SCHEDULING_WHEN_IDLE: Scheduling.ValueType  # 1
 """With the next turn, which starts by itself if none runs."""
 SCHEDULING_INTERRUPT: Scheduling.ValueType  # 2
-"""At once: the running turn is redirected."""
+"""At once: the running turn is stopped, keeping all it has said, and the next one is told."""
 SCHEDULING_SILENT: Scheduling.ValueType  # 3
 """With the next turn that something else starts."""
 Global___Scheduling: _TypeAlias = Scheduling  # noqa: Y015
@@ -469,7 +471,9 @@ class SessionConfig(_message.Message):
 
     @_builtins.property
     def history(self) -> _containers.RepeatedCompositeFieldContainer[Global___Message]:
-        """A conversation that took place elsewhere, to go on from."""
+        """A conversation that took place elsewhere, to go on from. At most 10,000 messages and 2 MiB. Each
+        call of a tool must have exactly one result after it, before the next message of another role.
+        """
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
@@ -523,9 +527,13 @@ class Limits(_message.Message):
     MAX_TURN_DURATION_FIELD_NUMBER: _builtins.int
     MAX_TOOL_ROUNDS_FIELD_NUMBER: _builtins.int
     MAX_QUEUED_MESSAGES_FIELD_NUMBER: _builtins.int
+    MAX_STEER_TOKENS_FIELD_NUMBER: _builtins.int
+    MAX_STEER_DELAY_FIELD_NUMBER: _builtins.int
     max_unacked_chars: _builtins.int
-    """Credit window: generation waits while the text delivered but not yet acknowledged with Ack is
-    longer than this many characters. Absent: no window.
+    """Credit window: generation waits while the text of the running turn that was delivered but not
+    yet acknowledged with Ack is longer than this many characters; it overshoots by at most one
+    delta. If no Ack comes for the grace of the DisconnectPolicy (30 s where it has none), the turn
+    ends FINISH_REASON_DISCONNECTED; with ACTION_CONTINUE it waits. At least 1. Absent: no window.
     """
     max_tool_rounds: _builtins.int
     """How many rounds of tool calls a turn may make. When the model asks for one more, the turn ends
@@ -535,11 +543,19 @@ class Limits(_message.Message):
     """How many messages may wait for their turn. 1 to 256. Absent: 16. One more is refused with
     RESOURCE_EXHAUSTED.
     """
+    max_steer_tokens: _builtins.int
+    """How much longer a turn may speak after a message with DELIVERY_STEER, if no sentence ends
+    before: tokens, 1 to 10,000. Absent: 64.
+    """
     @_builtins.property
     def max_turn_duration(self) -> _duration_pb2.Duration:
         """How long a turn may take from TurnStarted, tool waits included. More than zero, at most 24 h.
         Absent: 10 min. When it passes, the turn ends FINISH_REASON_DEADLINE.
         """
+
+    @_builtins.property
+    def max_steer_delay(self) -> _duration_pb2.Duration:
+        """The same as time, waits for tools left out: more than zero, at most 10 min. Absent: 5 s."""
 
     def __init__(
         self,
@@ -548,19 +564,25 @@ class Limits(_message.Message):
         max_turn_duration: _duration_pb2.Duration | None = ...,
         max_tool_rounds: _builtins.int | None = ...,
         max_queued_messages: _builtins.int | None = ...,
+        max_steer_tokens: _builtins.int | None = ...,
+        max_steer_delay: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_queued_messages", b"_max_queued_messages", "_max_tool_rounds", b"_max_tool_rounds", "_max_unacked_chars", b"_max_unacked_chars", "max_queued_messages", b"max_queued_messages", "max_tool_rounds", b"max_tool_rounds", "max_turn_duration", b"max_turn_duration", "max_unacked_chars", b"max_unacked_chars"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_queued_messages", b"_max_queued_messages", "_max_steer_tokens", b"_max_steer_tokens", "_max_tool_rounds", b"_max_tool_rounds", "_max_unacked_chars", b"_max_unacked_chars", "max_queued_messages", b"max_queued_messages", "max_steer_delay", b"max_steer_delay", "max_steer_tokens", b"max_steer_tokens", "max_tool_rounds", b"max_tool_rounds", "max_turn_duration", b"max_turn_duration", "max_unacked_chars", b"max_unacked_chars"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_queued_messages", b"_max_queued_messages", "_max_tool_rounds", b"_max_tool_rounds", "_max_unacked_chars", b"_max_unacked_chars", "max_queued_messages", b"max_queued_messages", "max_tool_rounds", b"max_tool_rounds", "max_turn_duration", b"max_turn_duration", "max_unacked_chars", b"max_unacked_chars"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_queued_messages", b"_max_queued_messages", "_max_steer_tokens", b"_max_steer_tokens", "_max_tool_rounds", b"_max_tool_rounds", "_max_unacked_chars", b"_max_unacked_chars", "max_queued_messages", b"max_queued_messages", "max_steer_delay", b"max_steer_delay", "max_steer_tokens", b"max_steer_tokens", "max_tool_rounds", b"max_tool_rounds", "max_turn_duration", b"max_turn_duration", "max_unacked_chars", b"max_unacked_chars"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_queued_messages: _TypeAlias = _typing.Literal["max_queued_messages"]  # noqa: Y015
     _WhichOneofArgType__max_queued_messages: _TypeAlias = _typing.Literal["_max_queued_messages", b"_max_queued_messages"]  # noqa: Y015
+    _WhichOneofReturnType__max_steer_tokens: _TypeAlias = _typing.Literal["max_steer_tokens"]  # noqa: Y015
+    _WhichOneofArgType__max_steer_tokens: _TypeAlias = _typing.Literal["_max_steer_tokens", b"_max_steer_tokens"]  # noqa: Y015
     _WhichOneofReturnType__max_tool_rounds: _TypeAlias = _typing.Literal["max_tool_rounds"]  # noqa: Y015
     _WhichOneofArgType__max_tool_rounds: _TypeAlias = _typing.Literal["_max_tool_rounds", b"_max_tool_rounds"]  # noqa: Y015
     _WhichOneofReturnType__max_unacked_chars: _TypeAlias = _typing.Literal["max_unacked_chars"]  # noqa: Y015
     _WhichOneofArgType__max_unacked_chars: _TypeAlias = _typing.Literal["_max_unacked_chars", b"_max_unacked_chars"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_queued_messages) -> _WhichOneofReturnType__max_queued_messages | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_steer_tokens) -> _WhichOneofReturnType__max_steer_tokens | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__max_tool_rounds) -> _WhichOneofReturnType__max_tool_rounds | None: ...
     @_typing.overload
@@ -835,7 +857,9 @@ class ToolSpec(_message.Message):
     parameters_json_schema: _builtins.str
     """A JSON schema (2020-12) of type object. Empty: no parameters. At most 64 KiB."""
     blocking: _builtins.bool
-    """Whether the turn waits for the result. Absent: true."""
+    """Whether the turn waits for the result. Absent: true. With false the model is told that the call
+    runs and goes on; the result reaches it as ToolResult.scheduling says.
+    """
     on_interrupt: Global___ToolDisposition.ValueType
     """What a stop does to this tool's calls when the Interrupt does not say."""
     side_effect: Global___SideEffect.ValueType
@@ -949,9 +973,12 @@ class ToolResult(_message.Message):
     json: _builtins.str
     """Any JSON value, as text. At most 1 MiB."""
     partial: _builtins.bool
-    """More parts of this result will follow."""
+    """More parts of this result will follow; each moves the idle deadline. Readers get each part at
+    once (ToolCallOutput), the model gets them together with the last: several `content` laid end to
+    end, else a JSON list. At most 1,024 parts and 1 MiB in all.
+    """
     scheduling: Global___Scheduling.ValueType
-    """For tools declared `blocking = false`."""
+    """For calls that the turn does not wait for."""
     @_builtins.property
     def content(self) -> Global___Content:
         """Parts, for what is not JSON. At most 1 MiB."""
@@ -1154,6 +1181,7 @@ class Timing(_message.Message):
     TIME_PER_OUTPUT_TOKEN_FIELD_NUMBER: _builtins.int
     MAX_GAP_FIELD_NUMBER: _builtins.int
     TOTAL_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def queued(self) -> _duration_pb2.Duration:
         """InputAccepted until the engine admitted the turn."""
@@ -1174,6 +1202,10 @@ class Timing(_message.Message):
     def total(self) -> _duration_pb2.Duration:
         """TurnStarted until TurnFinished."""
 
+    @_builtins.property
+    def paused(self) -> _duration_pb2.Duration:
+        """How long generation waited for Acks (Limits.max_unacked_chars); not in `max_gap`. Absent: never."""
+
     def __init__(
         self,
         *,
@@ -1182,10 +1214,11 @@ class Timing(_message.Message):
         time_per_output_token: _duration_pb2.Duration | None = ...,
         max_gap: _duration_pb2.Duration | None = ...,
         total: _duration_pb2.Duration | None = ...,
+        paused: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["max_gap", b"max_gap", "queued", b"queued", "time_per_output_token", b"time_per_output_token", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["max_gap", b"max_gap", "paused", b"paused", "queued", b"queued", "time_per_output_token", b"time_per_output_token", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_gap", b"max_gap", "queued", b"queued", "time_per_output_token", b"time_per_output_token", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_gap", b"max_gap", "paused", b"paused", "queued", b"queued", "time_per_output_token", b"time_per_output_token", "time_to_first_token", b"time_to_first_token", "total", b"total"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1207,6 +1240,8 @@ class Turn(_message.Message):
     FINISH_REASON_FIELD_NUMBER: _builtins.int
     USAGE_FIELD_NUMBER: _builtins.int
     TIMING_FIELD_NUMBER: _builtins.int
+    FURTHER_INPUTS_FIELD_NUMBER: _builtins.int
+    CALL_IDS_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     frame_id: _builtins.str
     """The frame of the message that it answers. Empty if that frame had no id."""
@@ -1220,7 +1255,7 @@ class Turn(_message.Message):
     """FINISH_REASON_UNSPECIFIED while it runs."""
     @_builtins.property
     def input(self) -> Global___UserMessage:
-        """The message that it answers."""
+        """The message that it answers. Absent if it answers only results of tools."""
 
     @_builtins.property
     def tool_calls(self) -> _containers.RepeatedCompositeFieldContainer[Global___ToolCall]: ...
@@ -1229,6 +1264,14 @@ class Turn(_message.Message):
     @_builtins.property
     def timing(self) -> Global___Timing:
         """As in its TurnFinished. Absent while it runs."""
+
+    @_builtins.property
+    def further_inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___UserMessage]:
+        """Further messages that it answers, after `input`: a turn that was steered by several."""
+
+    @_builtins.property
+    def call_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """As in its TurnStarted."""
 
     def __init__(
         self,
@@ -1243,10 +1286,12 @@ class Turn(_message.Message):
         finish_reason: Global___FinishReason.ValueType = ...,
         usage: Global___Usage | None = ...,
         timing: Global___Timing | None = ...,
+        further_inputs: _abc.Iterable[Global___UserMessage] | None = ...,
+        call_ids: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["finish_reason", b"finish_reason", "frame_id", b"frame_id", "input", b"input", "kept_chars", b"kept_chars", "reasoning", b"reasoning", "text", b"text", "timing", b"timing", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_ids", b"call_ids", "finish_reason", b"finish_reason", "frame_id", b"frame_id", "further_inputs", b"further_inputs", "input", b"input", "kept_chars", b"kept_chars", "reasoning", b"reasoning", "text", b"text", "timing", b"timing", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -110,7 +110,7 @@ export type AttachRequest = Message<"backchannel.v1.AttachRequest"> & {
   snapshot: boolean;
 
   /**
-   * Get a Snapshot instead of the backlog whenever this reader is more than so many events behind.
+   * As in Resume.
    *
    * @generated from field: uint32 max_lag_events = 4;
    */

@@ -6,7 +6,7 @@
 
 import type { GenEnum, GenFile, GenMessage } from "@bufbuild/protobuf/codegenv2";
 import { enumDesc, fileDesc, messageDesc } from "@bufbuild/protobuf/codegenv2";
-import type { FinishReason, Session, Timing, ToolCallOutcome, ToolOutcome, ToolResult, Usage, UserMessage } from "./session_pb.js";
+import type { Content, FinishReason, Scheduling, Session, Timing, ToolCallOutcome, ToolOutcome, ToolResult, Usage, UserMessage } from "./session_pb.js";
 import { file_backchannel_v1_session } from "./session_pb.js";
 import type { Timestamp } from "@bufbuild/protobuf/wkt";
 import { file_google_protobuf_timestamp } from "@bufbuild/protobuf/wkt";
@@ -18,7 +18,7 @@ import type { Message } from "@bufbuild/protobuf";
  * Describes the file backchannel/v1/event.proto.
  */
 export const file_backchannel_v1_event: GenFile = /*@__PURE__*/
-  fileDesc("ChpiYWNrY2hhbm5lbC92MS9ldmVudC5wcm90bxIOYmFja2NoYW5uZWwudjEi1wgKBUV2ZW50EgsKA3NlcRgBIAEoBBIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghmcmFtZV9pZBgDIAEoCRIUCgxmcmFtZV9kaWdlc3QYBCABKAwSNwoOc2Vzc2lvbl9vcGVuZWQYCiABKAsyHS5iYWNrY2hhbm5lbC52MS5TZXNzaW9uT3BlbmVkSAASNwoOaW5wdXRfYWNjZXB0ZWQYCyABKAsyHS5iYWNrY2hhbm5lbC52MS5JbnB1dEFjY2VwdGVkSAASMwoMdHVybl9zdGFydGVkGAwgASgLMhsuYmFja2NoYW5uZWwudjEuVHVyblN0YXJ0ZWRIABI5Cg9pbnB1dF93aXRoZHJhd24YDSABKAsyHi5iYWNrY2hhbm5lbC52MS5JbnB1dFdpdGhkcmF3bkgAEjMKDG91dHB1dF9kZWx0YRgOIAEoCzIbLmJhY2tjaGFubmVsLnYxLk91dHB1dERlbHRhSAASPAoRdG9vbF9jYWxsX3N0YXJ0ZWQYDyABKAsyHy5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbFN0YXJ0ZWRIABI4Cg90b29sX2NhbGxfZGVsdGEYECABKAsyHS5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbERlbHRhSAASQgoUdG9vbF9jYWxsX3Byb2dyZXNzZWQYESABKAsyIi5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbFByb2dyZXNzZWRIABI4Cg90b29sX2NhbGxfcmVhZHkYEiABKAsyHS5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbFJlYWR5SAASQAoTdG9vbF9jYWxsX2NhbmNlbGxlZBgTIAEoCzIhLmJhY2tjaGFubmVsLnYxLlRvb2xDYWxsQ2FuY2VsbGVkSAASPgoSdG9vbF9jYWxsX2ZpbmlzaGVkGBQgASgLMiAuYmFja2NoYW5uZWwudjEuVG9vbENhbGxGaW5pc2hlZEgAEjsKEHR1cm5faW50ZXJydXB0ZWQYFSABKAsyHy5iYWNrY2hhbm5lbC52MS5UdXJuSW50ZXJydXB0ZWRIABI3Cg50dXJuX3RydW5jYXRlZBgWIAEoCzIdLmJhY2tjaGFubmVsLnYxLlR1cm5UcnVuY2F0ZWRIABI3Cg50dXJuX3JlY292ZXJlZBgXIAEoCzIdLmJhY2tjaGFubmVsLnYxLlR1cm5SZWNvdmVyZWRIABI1Cg10dXJuX2ZpbmlzaGVkGBggASgLMhwuYmFja2NoYW5uZWwudjEuVHVybkZpbmlzaGVkSAASNwoOc2Vzc2lvbl9jbG9zZWQYGSABKAsyHS5iYWNrY2hhbm5lbC52MS5TZXNzaW9uQ2xvc2VkSAASOQoPY29udGV4dF90cmltbWVkGBogASgLMh4uYmFja2NoYW5uZWwudjEuQ29udGV4dFRyaW1tZWRIAEIGCgRraW5kIjkKDVNlc3Npb25PcGVuZWQSKAoHc2Vzc2lvbhgBIAEoCzIXLmJhY2tjaGFubmVsLnYxLlNlc3Npb24iTwoNSW5wdXRBY2NlcHRlZBIQCghmcmFtZV9pZBgBIAEoCRIsCgdtZXNzYWdlGAIgASgLMhsuYmFja2NoYW5uZWwudjEuVXNlck1lc3NhZ2UiIgoOSW5wdXRXaXRoZHJhd24SEAoIZnJhbWVfaWQYASABKAkiUgoLVHVyblN0YXJ0ZWQSDwoHdHVybl9pZBgBIAEoCRIQCghmcmFtZV9pZBgCIAEoCRIRCglmcmFtZV9pZHMYAyADKAkSDQoFbW9kZWwYBCABKAkiugEKC091dHB1dERlbHRhEg8KB3R1cm5faWQYASABKAkSKAoHY2hhbm5lbBgCIAEoDjIXLmJhY2tjaGFubmVsLnYxLkNoYW5uZWwSDAoEdGV4dBgDIAEoCRIOCgZvZmZzZXQYBCABKA0SEwoLdG9rZW5fY291bnQYBSABKA0SLgoIbG9ncHJvYnMYBiADKAsyHC5iYWNrY2hhbm5lbC52MS5Ub2tlbkxvZ3Byb2ISDQoFcm91bmQYByABKA0iWQoMVG9rZW5Mb2dwcm9iEg0KBXRva2VuGAEgASgJEg8KB2xvZ3Byb2IYAiABKAESKQoDdG9wGAMgAygLMhwuYmFja2NoYW5uZWwudjEuVG9rZW5Mb2dwcm9iIlAKD1Rvb2xDYWxsU3RhcnRlZBIPCgd0dXJuX2lkGAEgASgJEg8KB2NhbGxfaWQYAiABKAkSDAoEbmFtZRgDIAEoCRINCgVyb3VuZBgEIAEoDSJRCg1Ub29sQ2FsbERlbHRhEg8KB2NhbGxfaWQYASABKAkSGgoSYXJndW1lbnRzX2ZyYWdtZW50GAIgASgJEhMKC3Rva2VuX2NvdW50GAMgASgNIqcBCg1Ub29sQ2FsbFJlYWR5Eg8KB2NhbGxfaWQYASABKAkSDAoEbmFtZRgCIAEoCRIWCg5hcmd1bWVudHNfanNvbhgDIAEoCRIxCg1pZGxlX2RlYWRsaW5lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghkZWFkbGluZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiigEKElRvb2xDYWxsUHJvZ3Jlc3NlZBIPCgdjYWxsX2lkGAEgASgJEhUKCGZyYWN0aW9uGAIgASgBSACIAQESDAoEbm90ZRgDIAEoCRIxCg1pZGxlX2RlYWRsaW5lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEILCglfZnJhY3Rpb24iNAoRVG9vbENhbGxDYW5jZWxsZWQSDwoHY2FsbF9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkijwEKEFRvb2xDYWxsRmluaXNoZWQSDwoHY2FsbF9pZBgBIAEoCRIwCgdvdXRjb21lGAIgASgOMh8uYmFja2NoYW5uZWwudjEuVG9vbENhbGxPdXRjb21lEgwKBGxhdGUYAyABKAgSKgoGcmVzdWx0GAQgASgLMhouYmFja2NoYW5uZWwudjEuVG9vbFJlc3VsdCKvAQoPVHVybkludGVycnVwdGVkEg8KB3R1cm5faWQYASABKAkSEAoIZnJhbWVfaWQYAiABKAkSEgoKa2VwdF9jaGFycxgDIAEoDRIVCg1kcm9wcGVkX2NoYXJzGAQgASgNEioKBXRvb2xzGAUgAygLMhsuYmFja2NoYW5uZWwudjEuVG9vbE91dGNvbWUSIgoEa2VlcBgGIAEoDjIULmJhY2tjaGFubmVsLnYxLktlZXAiXQoNVHVyblRydW5jYXRlZBIPCgd0dXJuX2lkGAEgASgJEhAKCGZyYW1lX2lkGAIgASgJEhIKCmtlcHRfY2hhcnMYAyABKA0SFQoNZHJvcHBlZF9jaGFycxgEIAEoDSJCCg1UdXJuUmVjb3ZlcmVkEg8KB3R1cm5faWQYASABKAkSDgoGcmVhc29uGAIgASgJEhAKCGZyb21fc2VxGAMgASgEIsUBCgxUdXJuRmluaXNoZWQSDwoHdHVybl9pZBgBIAEoCRIzCg1maW5pc2hfcmVhc29uGAIgASgOMhwuYmFja2NoYW5uZWwudjEuRmluaXNoUmVhc29uEiQKBXVzYWdlGAMgASgLMhUuYmFja2NoYW5uZWwudjEuVXNhZ2USJgoGdGltaW5nGAQgASgLMhYuYmFja2NoYW5uZWwudjEuVGltaW5nEiEKBWVycm9yGAUgASgLMhIuZ29vZ2xlLnJwYy5TdGF0dXMiHwoNU2Vzc2lvbkNsb3NlZBIOCgZyZWFzb24YASABKAkiPwoOQ29udGV4dFRyaW1tZWQSFQoNZHJvcHBlZF90dXJucxgBIAEoDRIWCg5kcm9wcGVkX3Rva2VucxgCIAEoDSpLCgdDaGFubmVsEhcKE0NIQU5ORUxfVU5TUEVDSUZJRUQQABIQCgxDSEFOTkVMX1RFWFQQARIVChFDSEFOTkVMX1JFQVNPTklORxACKlYKBEtlZXASFAoQS0VFUF9VTlNQRUNJRklFRBAAEhIKDktFRVBfRElTUExBWUVEEAESEgoOS0VFUF9HRU5FUkFURUQQAhIQCgxLRUVQX05PVEhJTkcQA2IGcHJvdG8z", [file_backchannel_v1_session, file_google_protobuf_timestamp, file_google_rpc_status]);
+  fileDesc("ChpiYWNrY2hhbm5lbC92MS9ldmVudC5wcm90bxIOYmFja2NoYW5uZWwudjEikwkKBUV2ZW50EgsKA3NlcRgBIAEoBBIoCgR0aW1lGAIgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIQCghmcmFtZV9pZBgDIAEoCRIUCgxmcmFtZV9kaWdlc3QYBCABKAwSNwoOc2Vzc2lvbl9vcGVuZWQYCiABKAsyHS5iYWNrY2hhbm5lbC52MS5TZXNzaW9uT3BlbmVkSAASNwoOaW5wdXRfYWNjZXB0ZWQYCyABKAsyHS5iYWNrY2hhbm5lbC52MS5JbnB1dEFjY2VwdGVkSAASMwoMdHVybl9zdGFydGVkGAwgASgLMhsuYmFja2NoYW5uZWwudjEuVHVyblN0YXJ0ZWRIABI5Cg9pbnB1dF93aXRoZHJhd24YDSABKAsyHi5iYWNrY2hhbm5lbC52MS5JbnB1dFdpdGhkcmF3bkgAEjMKDG91dHB1dF9kZWx0YRgOIAEoCzIbLmJhY2tjaGFubmVsLnYxLk91dHB1dERlbHRhSAASPAoRdG9vbF9jYWxsX3N0YXJ0ZWQYDyABKAsyHy5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbFN0YXJ0ZWRIABI4Cg90b29sX2NhbGxfZGVsdGEYECABKAsyHS5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbERlbHRhSAASQgoUdG9vbF9jYWxsX3Byb2dyZXNzZWQYESABKAsyIi5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbFByb2dyZXNzZWRIABI4Cg90b29sX2NhbGxfcmVhZHkYEiABKAsyHS5iYWNrY2hhbm5lbC52MS5Ub29sQ2FsbFJlYWR5SAASQAoTdG9vbF9jYWxsX2NhbmNlbGxlZBgTIAEoCzIhLmJhY2tjaGFubmVsLnYxLlRvb2xDYWxsQ2FuY2VsbGVkSAASPgoSdG9vbF9jYWxsX2ZpbmlzaGVkGBQgASgLMiAuYmFja2NoYW5uZWwudjEuVG9vbENhbGxGaW5pc2hlZEgAEjsKEHR1cm5faW50ZXJydXB0ZWQYFSABKAsyHy5iYWNrY2hhbm5lbC52MS5UdXJuSW50ZXJydXB0ZWRIABI3Cg50dXJuX3RydW5jYXRlZBgWIAEoCzIdLmJhY2tjaGFubmVsLnYxLlR1cm5UcnVuY2F0ZWRIABI3Cg50dXJuX3JlY292ZXJlZBgXIAEoCzIdLmJhY2tjaGFubmVsLnYxLlR1cm5SZWNvdmVyZWRIABI1Cg10dXJuX2ZpbmlzaGVkGBggASgLMhwuYmFja2NoYW5uZWwudjEuVHVybkZpbmlzaGVkSAASNwoOc2Vzc2lvbl9jbG9zZWQYGSABKAsyHS5iYWNrY2hhbm5lbC52MS5TZXNzaW9uQ2xvc2VkSAASOQoPY29udGV4dF90cmltbWVkGBogASgLMh4uYmFja2NoYW5uZWwudjEuQ29udGV4dFRyaW1tZWRIABI6ChB0b29sX2NhbGxfb3V0cHV0GBsgASgLMh4uYmFja2NoYW5uZWwudjEuVG9vbENhbGxPdXRwdXRIAEIGCgRraW5kIjkKDVNlc3Npb25PcGVuZWQSKAoHc2Vzc2lvbhgBIAEoCzIXLmJhY2tjaGFubmVsLnYxLlNlc3Npb24iTwoNSW5wdXRBY2NlcHRlZBIQCghmcmFtZV9pZBgBIAEoCRIsCgdtZXNzYWdlGAIgASgLMhsuYmFja2NoYW5uZWwudjEuVXNlck1lc3NhZ2UiIgoOSW5wdXRXaXRoZHJhd24SEAoIZnJhbWVfaWQYASABKAkiZAoLVHVyblN0YXJ0ZWQSDwoHdHVybl9pZBgBIAEoCRIQCghmcmFtZV9pZBgCIAEoCRIRCglmcmFtZV9pZHMYAyADKAkSDQoFbW9kZWwYBCABKAkSEAoIY2FsbF9pZHMYBSADKAkiugEKC091dHB1dERlbHRhEg8KB3R1cm5faWQYASABKAkSKAoHY2hhbm5lbBgCIAEoDjIXLmJhY2tjaGFubmVsLnYxLkNoYW5uZWwSDAoEdGV4dBgDIAEoCRIOCgZvZmZzZXQYBCABKA0SEwoLdG9rZW5fY291bnQYBSABKA0SLgoIbG9ncHJvYnMYBiADKAsyHC5iYWNrY2hhbm5lbC52MS5Ub2tlbkxvZ3Byb2ISDQoFcm91bmQYByABKA0iWQoMVG9rZW5Mb2dwcm9iEg0KBXRva2VuGAEgASgJEg8KB2xvZ3Byb2IYAiABKAESKQoDdG9wGAMgAygLMhwuYmFja2NoYW5uZWwudjEuVG9rZW5Mb2dwcm9iIlAKD1Rvb2xDYWxsU3RhcnRlZBIPCgd0dXJuX2lkGAEgASgJEg8KB2NhbGxfaWQYAiABKAkSDAoEbmFtZRgDIAEoCRINCgVyb3VuZBgEIAEoDSJRCg1Ub29sQ2FsbERlbHRhEg8KB2NhbGxfaWQYASABKAkSGgoSYXJndW1lbnRzX2ZyYWdtZW50GAIgASgJEhMKC3Rva2VuX2NvdW50GAMgASgNIqcBCg1Ub29sQ2FsbFJlYWR5Eg8KB2NhbGxfaWQYASABKAkSDAoEbmFtZRgCIAEoCRIWCg5hcmd1bWVudHNfanNvbhgDIAEoCRIxCg1pZGxlX2RlYWRsaW5lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcBIsCghkZWFkbGluZRgFIAEoCzIaLmdvb2dsZS5wcm90b2J1Zi5UaW1lc3RhbXAiigEKElRvb2xDYWxsUHJvZ3Jlc3NlZBIPCgdjYWxsX2lkGAEgASgJEhUKCGZyYWN0aW9uGAIgASgBSACIAQESDAoEbm90ZRgDIAEoCRIxCg1pZGxlX2RlYWRsaW5lGAQgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEILCglfZnJhY3Rpb24iNAoRVG9vbENhbGxDYW5jZWxsZWQSDwoHY2FsbF9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkivwEKEFRvb2xDYWxsRmluaXNoZWQSDwoHY2FsbF9pZBgBIAEoCRIwCgdvdXRjb21lGAIgASgOMh8uYmFja2NoYW5uZWwudjEuVG9vbENhbGxPdXRjb21lEgwKBGxhdGUYAyABKAgSKgoGcmVzdWx0GAQgASgLMhouYmFja2NoYW5uZWwudjEuVG9vbFJlc3VsdBIuCgpzY2hlZHVsaW5nGAUgASgOMhouYmFja2NoYW5uZWwudjEuU2NoZWR1bGluZyKnAQoOVG9vbENhbGxPdXRwdXQSDwoHY2FsbF9pZBgBIAEoCRINCgVpbmRleBgCIAEoDRIOCgRqc29uGAMgASgJSAASKgoHY29udGVudBgEIAEoCzIXLmJhY2tjaGFubmVsLnYxLkNvbnRlbnRIABIxCg1pZGxlX2RlYWRsaW5lGAUgASgLMhouZ29vZ2xlLnByb3RvYnVmLlRpbWVzdGFtcEIGCgRwYXJ0Iq8BCg9UdXJuSW50ZXJydXB0ZWQSDwoHdHVybl9pZBgBIAEoCRIQCghmcmFtZV9pZBgCIAEoCRISCgprZXB0X2NoYXJzGAMgASgNEhUKDWRyb3BwZWRfY2hhcnMYBCABKA0SKgoFdG9vbHMYBSADKAsyGy5iYWNrY2hhbm5lbC52MS5Ub29sT3V0Y29tZRIiCgRrZWVwGAYgASgOMhQuYmFja2NoYW5uZWwudjEuS2VlcCJdCg1UdXJuVHJ1bmNhdGVkEg8KB3R1cm5faWQYASABKAkSEAoIZnJhbWVfaWQYAiABKAkSEgoKa2VwdF9jaGFycxgDIAEoDRIVCg1kcm9wcGVkX2NoYXJzGAQgASgNIkIKDVR1cm5SZWNvdmVyZWQSDwoHdHVybl9pZBgBIAEoCRIOCgZyZWFzb24YAiABKAkSEAoIZnJvbV9zZXEYAyABKAQi1AEKDFR1cm5GaW5pc2hlZBIPCgd0dXJuX2lkGAEgASgJEjMKDWZpbmlzaF9yZWFzb24YAiABKA4yHC5iYWNrY2hhbm5lbC52MS5GaW5pc2hSZWFzb24SJAoFdXNhZ2UYAyABKAsyFS5iYWNrY2hhbm5lbC52MS5Vc2FnZRImCgZ0aW1pbmcYBCABKAsyFi5iYWNrY2hhbm5lbC52MS5UaW1pbmcSIQoFZXJyb3IYBSABKAsyEi5nb29nbGUucnBjLlN0YXR1cxINCgVtb2RlbBgGIAEoCSIfCg1TZXNzaW9uQ2xvc2VkEg4KBnJlYXNvbhgBIAEoCSI/Cg5Db250ZXh0VHJpbW1lZBIVCg1kcm9wcGVkX3R1cm5zGAEgASgNEhYKDmRyb3BwZWRfdG9rZW5zGAIgASgNKksKB0NoYW5uZWwSFwoTQ0hBTk5FTF9VTlNQRUNJRklFRBAAEhAKDENIQU5ORUxfVEVYVBABEhUKEUNIQU5ORUxfUkVBU09OSU5HEAIqVgoES2VlcBIUChBLRUVQX1VOU1BFQ0lGSUVEEAASEgoOS0VFUF9ESVNQTEFZRUQQARISCg5LRUVQX0dFTkVSQVRFRBACEhAKDEtFRVBfTk9USElORxADYgZwcm90bzM", [file_backchannel_v1_session, file_google_protobuf_timestamp, file_google_rpc_status]);
 
 /**
  * One entry of a session's log. Events are numbered from 1 without gaps, never change, and are
@@ -161,6 +161,12 @@ export type Event = Message<"backchannel.v1.Event"> & {
      */
     value: ContextTrimmed;
     case: "contextTrimmed";
+  } | {
+    /**
+     * @generated from field: backchannel.v1.ToolCallOutput tool_call_output = 27;
+     */
+    value: ToolCallOutput;
+    case: "toolCallOutput";
   } | { case: undefined; value?: undefined };
 };
 
@@ -240,7 +246,8 @@ export const InputWithdrawnSchema: GenMessage<InputWithdrawn> = /*@__PURE__*/
   messageDesc(file_backchannel_v1_event, 3);
 
 /**
- * An answer begins. Exactly one TurnFinished with the same turn_id follows, whatever happens. Until
+ * An answer begins: to messages, to results of tools that nobody waited for, or to both. Exactly one
+ * TurnFinished with the same turn_id follows, whatever happens. Until
  * it has been seen the answer is not finished: a stream that ends before was cut.
  *
  * @generated from message backchannel.v1.TurnStarted
@@ -252,7 +259,7 @@ export type TurnStarted = Message<"backchannel.v1.TurnStarted"> & {
   turnId: string;
 
   /**
-   * The frame of the (first) message that it answers.
+   * The frame of the (first) message that it answers; empty if it answers none.
    *
    * @generated from field: string frame_id = 2;
    */
@@ -260,17 +267,26 @@ export type TurnStarted = Message<"backchannel.v1.TurnStarted"> & {
 
   /**
    * The frames of all messages that it answers, in order; an empty string for one without an id.
+   * Several messages with DELIVERY_STEER are answered together.
    *
    * @generated from field: repeated string frame_ids = 3;
    */
   frameIds: string[];
 
   /**
-   * `engine/name`.
+   * `engine/name`, or the alias that the session names.
    *
    * @generated from field: string model = 4;
    */
   model: string;
+
+  /**
+   * Calls of earlier turns whose results the model is told with this turn, in the order in which
+   * they came: results of tools that were not waited for, and late ones.
+   *
+   * @generated from field: repeated string call_ids = 5;
+   */
+  callIds: string[];
 };
 
 /**
@@ -580,6 +596,15 @@ export type ToolCallFinished = Message<"backchannel.v1.ToolCallFinished"> & {
    * @generated from field: backchannel.v1.ToolResult result = 4;
    */
   result?: ToolResult | undefined;
+
+  /**
+   * When the model is told. SCHEDULING_UNSPECIFIED: in the call's own place, where the turn waited
+   * for it (or never, for a second result). Else the model had gone on without it, and a later
+   * TurnStarted names the call in its `call_ids`.
+   *
+   * @generated from field: backchannel.v1.Scheduling scheduling = 5;
+   */
+  scheduling: Scheduling;
 };
 
 /**
@@ -588,6 +613,58 @@ export type ToolCallFinished = Message<"backchannel.v1.ToolCallFinished"> & {
  */
 export const ToolCallFinishedSchema: GenMessage<ToolCallFinished> = /*@__PURE__*/
   messageDesc(file_backchannel_v1_event, 12);
+
+/**
+ * A part of a result that comes in several (ToolResult.partial). ToolCallFinished has them all.
+ *
+ * @generated from message backchannel.v1.ToolCallOutput
+ */
+export type ToolCallOutput = Message<"backchannel.v1.ToolCallOutput"> & {
+  /**
+   * @generated from field: string call_id = 1;
+   */
+  callId: string;
+
+  /**
+   * From 0.
+   *
+   * @generated from field: uint32 index = 2;
+   */
+  index: number;
+
+  /**
+   * @generated from oneof backchannel.v1.ToolCallOutput.part
+   */
+  part: {
+    /**
+     * A JSON value.
+     *
+     * @generated from field: string json = 3;
+     */
+    value: string;
+    case: "json";
+  } | {
+    /**
+     * @generated from field: backchannel.v1.Content content = 4;
+     */
+    value: Content;
+    case: "content";
+  } | { case: undefined; value?: undefined };
+
+  /**
+   * The part moved it.
+   *
+   * @generated from field: google.protobuf.Timestamp idle_deadline = 5;
+   */
+  idleDeadline?: Timestamp | undefined;
+};
+
+/**
+ * Describes the message backchannel.v1.ToolCallOutput.
+ * Use `create(ToolCallOutputSchema)` to create a new message.
+ */
+export const ToolCallOutputSchema: GenMessage<ToolCallOutput> = /*@__PURE__*/
+  messageDesc(file_backchannel_v1_event, 13);
 
 /**
  * A running turn was stopped. No delta of this turn follows; TurnFinished does, within 2 s.
@@ -641,7 +718,7 @@ export type TurnInterrupted = Message<"backchannel.v1.TurnInterrupted"> & {
  * Use `create(TurnInterruptedSchema)` to create a new message.
  */
 export const TurnInterruptedSchema: GenMessage<TurnInterrupted> = /*@__PURE__*/
-  messageDesc(file_backchannel_v1_event, 13);
+  messageDesc(file_backchannel_v1_event, 14);
 
 /**
  * A turn that had already ended was cut back to what had been displayed: a stop came after an
@@ -678,7 +755,7 @@ export type TurnTruncated = Message<"backchannel.v1.TurnTruncated"> & {
  * Use `create(TurnTruncatedSchema)` to create a new message.
  */
 export const TurnTruncatedSchema: GenMessage<TurnTruncated> = /*@__PURE__*/
-  messageDesc(file_backchannel_v1_event, 14);
+  messageDesc(file_backchannel_v1_event, 15);
 
 /**
  * Generation went on after the process that ran it was lost. What was logged before stays.
@@ -709,7 +786,7 @@ export type TurnRecovered = Message<"backchannel.v1.TurnRecovered"> & {
  * Use `create(TurnRecoveredSchema)` to create a new message.
  */
 export const TurnRecoveredSchema: GenMessage<TurnRecovered> = /*@__PURE__*/
-  messageDesc(file_backchannel_v1_event, 15);
+  messageDesc(file_backchannel_v1_event, 16);
 
 /**
  * The one ending of a turn.
@@ -743,6 +820,13 @@ export type TurnFinished = Message<"backchannel.v1.TurnFinished"> & {
    * @generated from field: google.rpc.Status error = 5;
    */
   error?: Status | undefined;
+
+  /**
+   * `engine/name` that answered last: behind an alias, which of its models. Empty if none was asked.
+   *
+   * @generated from field: string model = 6;
+   */
+  model: string;
 };
 
 /**
@@ -750,7 +834,7 @@ export type TurnFinished = Message<"backchannel.v1.TurnFinished"> & {
  * Use `create(TurnFinishedSchema)` to create a new message.
  */
 export const TurnFinishedSchema: GenMessage<TurnFinished> = /*@__PURE__*/
-  messageDesc(file_backchannel_v1_event, 16);
+  messageDesc(file_backchannel_v1_event, 17);
 
 /**
  * The last event of a session. Streams end OK after it.
@@ -771,20 +855,25 @@ export type SessionClosed = Message<"backchannel.v1.SessionClosed"> & {
  * Use `create(SessionClosedSchema)` to create a new message.
  */
 export const SessionClosedSchema: GenMessage<SessionClosed> = /*@__PURE__*/
-  messageDesc(file_backchannel_v1_event, 17);
+  messageDesc(file_backchannel_v1_event, 18);
 
 /**
- * Old turns were left out of the prompt because the transcript outgrew the model.
+ * Old turns are left out of the prompt from here on, because the transcript outgrew the model
+ * (ContextPolicy). They stay in the log.
  *
  * @generated from message backchannel.v1.ContextTrimmed
  */
 export type ContextTrimmed = Message<"backchannel.v1.ContextTrimmed"> & {
   /**
+   * How many more; a message of SessionConfig.history that begins an exchange counts as one.
+   *
    * @generated from field: uint32 dropped_turns = 1;
    */
   droppedTurns: number;
 
   /**
+   * About how many tokens that was.
+   *
    * @generated from field: uint32 dropped_tokens = 2;
    */
   droppedTokens: number;
@@ -795,7 +884,7 @@ export type ContextTrimmed = Message<"backchannel.v1.ContextTrimmed"> & {
  * Use `create(ContextTrimmedSchema)` to create a new message.
  */
 export const ContextTrimmedSchema: GenMessage<ContextTrimmed> = /*@__PURE__*/
-  messageDesc(file_backchannel_v1_event, 18);
+  messageDesc(file_backchannel_v1_event, 19);
 
 /**
  * Which voice of the model.
