@@ -182,8 +182,8 @@ class Server:
         for door in self._doors:
             door.register(server, self.host)
         self._health.register(server)
-        # Doors are not meant to be called over gRPC, and are not shown.
-        reflection.register(server, (*SERVICES, HEALTH))
+        shown = (*SERVICES, *(door.SERVICE for door in self._doors), HEALTH)
+        reflection.register(server, sorted(shown))
 
 
 def _bind(server: grpc.aio.Server, address: Address) -> Address:

@@ -290,6 +290,18 @@ def test_nothing_says_that_it_is_envoy(tree: Tree) -> None:
     assert manager(tree)["server_header_transformation"] == "PASS_THROUGH"
 
 
+def test_no_proxy_is_to_hold_grpc_web(tree: Tree) -> None:
+    # nginx, as it comes, keeps all of an answer that does not ask for something else.
+    script = http_filter(tree, "lua")["default_source_code"]["inline_string"]
+    (of_web,) = re.findall(
+        r'"application/grpc-web", 1, true\) == 1 then\n(.*?)\n +end\n', script, re.S
+    )
+    assert [line.strip() for line in of_web.splitlines() if "--" not in line] == [
+        'headers:replace("x-accel-buffering", "no")',
+        'headers:replace("cache-control", "no-store, no-transform")',
+    ]
+
+
 def test_the_access_log_has_no_whole_session_id(tree: Tree) -> None:
     # They are secrets. What the Lua filter leaves of the path has 8 characters of one.
     (log,) = manager(tree)["access_log"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
 import grpc
 import pytest
 
+from backchannel.rpc.server import SERVICES
 from backchannel.v1 import conversation_service_pb2 as pb
 from tests.support.edge import Site, gone, readers
 from tests.support.server import connected, healthy
@@ -91,10 +93,22 @@ async def test_health(edge: Site) -> None:
 
 @pytest.mark.needs("grpcurl")
 async def test_reflection(edge: Site, grpcurl: Path) -> None:
-    import asyncio
+    async def ask(*words: str) -> list[str]:
+        command = [str(grpcurl), "-plaintext", edge.address, *words]
+        done = await asyncio.to_thread(
+            subprocess.run, command, capture_output=True, text=True, check=True
+        )
+        return done.stdout.splitlines()
 
-    command = [str(grpcurl), "-plaintext", edge.address, "list"]
-    done = await asyncio.to_thread(
-        subprocess.run, command, capture_output=True, text=True, check=True
-    )
-    assert "backchannel.v1.ConversationService" in done.stdout.split()
+    # Everything that health knows by name, and what tells of it.
+    assert await ask("list") == [
+        "backchannel.v1.BrowserService",
+        *sorted(SERVICES),
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    ]
+    assert await ask("list", "backchannel.v1.BrowserService") == [
+        "backchannel.v1.BrowserService.GetAsset",
+        "backchannel.v1.BrowserService.StreamEvents",
+    ]

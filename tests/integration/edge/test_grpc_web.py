@@ -125,3 +125,18 @@ async def test_the_probe_is_not_held_back(either: httpx.AsyncClient, text: bool)
     assert count == 5
     # Five messages, at least five pieces: nothing gathered them.
     assert call.chunks >= 5
+
+
+async def test_no_proxy_is_to_hold_keep_or_change_it(either: httpx.AsyncClient, text: bool) -> None:
+    session_id = await started(either, text, model="scripted/echo")
+    nobody = "nobody-has-ever-made-this"
+    # Streams, unary calls and refusals, before and behind a first message.
+    for method, request in (
+        ("Attach", attach(session_id)),
+        ("Attach", attach(nobody)),
+        ("GetSession", pb.GetSessionRequest(session_id=session_id)),
+        ("GetSession", pb.GetSessionRequest(session_id=nobody)),
+    ):
+        async with web_call(either, method, request, text=text) as call:
+            assert call.response.headers["x-accel-buffering"] == "no"
+            assert call.response.headers["cache-control"] == "no-store, no-transform"

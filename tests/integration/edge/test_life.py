@@ -235,6 +235,10 @@ async def test_a_stop_ends_streams_with_a_word_and_leaves_nothing(
         assert await stopping == 0
     assert [sent.name for sent in rest][-2:] == ["go_away", "error"]
     assert not alive(envoy.pid)
+    # Nor with anything to worry about: Envoy did as it was told.
+    lines = [line for line in server_command.output.splitlines() if line.startswith("{")]
+    levels = {json.loads(line)["level"] for line in lines}
+    assert levels == {"info"}, server_command.output
 
 
 async def test_ctrl_c_at_a_terminal_drains_too(server_command: ServerProcess) -> None:
