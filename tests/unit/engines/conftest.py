@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import itertools
 import json
-from collections.abc import AsyncIterator
+import random
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from typing import Protocol
 
@@ -11,9 +14,12 @@ import pytest
 
 from backchannel.engines.llama import LlamaEngine, LlamaGeneration
 from backchannel.engines.llama_config import HOUSE_MODEL, LlamaConfig
+from backchannel.engines.openai import OpenAIEngine, OpenAIGeneration
+from backchannel.engines.openai_config import OpenAIConfig
 from backchannel.engines.protocol import Engine, Generation, Prompt
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.v1 import session_pb2
+from tests.support.llama_peer import KEY, LlamaPeer, llama_peer
 from tests.unit.engines.support import ESSAY, user
 
 
@@ -27,6 +33,11 @@ class Subject(Protocol):
     @property
     def most_wasted(self) -> int:
         """Tokens that may be computed and not given out while the reader keeps up."""
+        ...
+
+    @property
+    def settle_s(self) -> float:
+        """How long the engine may work on after a stop: 0 for one that confirms it."""
         ...
 
     def talk(self, max_tokens: int = 1000) -> Generation:
@@ -55,6 +66,7 @@ class ScriptedSubject:
 
     model = "count"
     most_wasted = 0
+    settle_s = 0.0
 
     def __init__(self, engine: ScriptedEngine) -> None:
         self.engine = engine
@@ -83,6 +95,7 @@ class LlamaSubject:
     model = "house"
     # One or two steps, but on a busy machine it computes on while its callback waits for a turn.
     most_wasted = 60
+    settle_s = 0.0
 
     def __init__(self, engine: LlamaEngine) -> None:
         self.engine = engine
@@ -114,6 +127,51 @@ class LlamaSubject:
         return await self.engine.busy()
 
 
+class OpenAISubject:
+    """`openai`, in front of a llama.cpp server in another process."""
+
+    model = "house"
+    # As above, and what is on its way through the socket.
+    most_wasted = 60
+    # It looks once a second whether anybody listens while it has nothing to say.
+    settle_s = 5.0
+
+    def __init__(self, engine: OpenAIEngine, peer: LlamaPeer) -> None:
+        self.engine = engine
+        self._peer = peer
+        # The peer outlives a test, and what it has seen once it does not compute again.
+        self._fresh = (f"{random.getrandbits(64):x}{count}" for count in itertools.count())
+
+    def talk(self, max_tokens: int = 1000) -> Generation:
+        sampling = session_pb2.Sampling(max_tokens=max_tokens, temperature=0.0)
+        prompt = Prompt("house", "", [user("What are you?")], sampling=sampling)
+        return extra(self.engine.start(prompt), ignore_eos=True)
+
+    def prefill(self) -> Generation:
+        return self.engine.start(
+            Prompt("house", "", [user(next(self._fresh) + "what is it " * 400)])
+        )
+
+    def call(self) -> Generation:
+        sampling = session_pb2.Sampling(temperature=0.0)
+        prompt = Prompt(
+            "house", "", [user("Write.")], [ESSAY], sampling, continue_text="<tool_call>\n"
+        )
+        return extra(self.engine.start(prompt), tool_choice="required")
+
+    def fail(self) -> Generation:
+        return self.engine.start(Prompt("house", "", [user("what is it " * 2000)]))
+
+    async def busy(self) -> int:
+        return await asyncio.to_thread(self._peer.busy)
+
+
+def extra(generation: OpenAIGeneration, **more: object) -> OpenAIGeneration:
+    """Ask the upstream for something that no session can ask for."""
+    generation._extra = more
+    return generation
+
+
 def asked(generation: LlamaGeneration, **more: object) -> LlamaGeneration:
     """Ask llama.cpp for something that no session can ask for."""
     generation._request = json.dumps(json.loads(generation._request) | more).encode()
@@ -129,14 +187,31 @@ async def llama() -> AsyncIterator[LlamaEngine]:
         yield engine
 
 
-@pytest.fixture(params=["scripted", "llama"])
-async def subject(request: pytest.FixtureRequest) -> AsyncIterator[Subject]:
+@pytest.fixture(scope="session")
+def peer() -> Iterator[LlamaPeer]:
+    """A llama.cpp server with the bundled model, in a process of its own."""
+    pytest.importorskip("xllamacpp", reason="the peer has no wheel here")
+    with llama_peer() as peer:
+        yield peer
+
+
+@pytest.fixture(params=["scripted", "llama", "openai"])
+async def subject(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Subject]:
     """Each engine in turn."""
     if request.param == "scripted":
         async with ScriptedEngine() as scripted:
             yield ScriptedSubject(scripted)
         return
+    if request.param == "openai":
+        peer: LlamaPeer = request.getfixturevalue("peer")
+        monkeypatch.setenv("PEER_KEY", KEY)
+        config = OpenAIConfig(peer.base_url, api_key_env="PEER_KEY")
+        async with OpenAIEngine("peer", config) as engine:
+            yield OpenAISubject(engine, peer)
+        return
     pytest.importorskip("xllamacpp", reason="the embedded engine has no wheel here")
     model = replace(HOUSE_MODEL, n_parallel=2)
-    async with LlamaEngine(LlamaConfig((model,))) as engine:
-        yield LlamaSubject(engine)
+    async with LlamaEngine(LlamaConfig((model,))) as llama:
+        yield LlamaSubject(llama)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 
 import pytest
 
@@ -29,15 +30,22 @@ async def until_busy(subject: Subject) -> None:
 
 
 async def assert_idle(subject: Subject) -> None:
-    assert await subject.busy() == 0
+    """The engine's own count is 0: at once, or soon where another process has to notice."""
+    until = time.monotonic() + subject.settle_s
+    # Its count, in another process, has no event.
+    while (busy := await subject.busy()) and time.monotonic() < until:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+    assert busy == 0
 
 
-async def stopped(generation: Generation, run: Run) -> Finished:
+async def stopped(subject: Subject, generation: Generation, run: Run) -> Finished:
     """Take what is left after a stop."""
     async for item in generation:
         run.add(item)
     assert run.end.cause is StopCause.STOPPED
-    assert run.end.usage.exact
+    # Only where a stop cannot be confirmed may the count be an estimate.
+    assert run.end.usage.exact or subject.settle_s > 0
+    assert wasted(run) >= 0
     return run.end
 
 
@@ -83,7 +91,7 @@ async def test_a_tool_call_is_one_json_object_in_pieces(subject: Subject) -> Non
 async def test_stop_before_the_iteration(subject: Subject) -> None:
     generation = subject.talk()
     generation.stop()
-    end = await stopped(generation, run := Run())
+    end = await stopped(subject, generation, run := Run())
     assert run.chunks == []
     assert end.usage.output_tokens == 0
     await assert_idle(subject)
@@ -92,7 +100,7 @@ async def test_stop_before_the_iteration(subject: Subject) -> None:
 async def test_stop_in_the_prefill(subject: Subject) -> None:
     generation = subject.prefill()
     run = Run()
-    taking = asyncio.ensure_future(stopped(generation, run))
+    taking = asyncio.ensure_future(stopped(subject, generation, run))
     await until_busy(subject)
     generation.stop()
     await taking
@@ -105,7 +113,7 @@ async def test_stop_at_the_first_token(subject: Subject) -> None:
     run = Run()
     run.add(await anext(aiter(generation)))
     generation.stop()
-    await stopped(generation, run)
+    await stopped(subject, generation, run)
     assert len(run.chunks) == 1
     await assert_idle(subject)
 
@@ -120,7 +128,7 @@ async def test_stop_in_mid_stream(subject: Subject) -> None:
     generation.stop()
     generation.stop()
     chunks = len(run.chunks)
-    await stopped(generation, run)
+    await stopped(subject, generation, run)
     assert len(run.chunks) == chunks, "a chunk came after the stop"
     assert wasted(run) < 500, "it went on to the end"
     await assert_idle(subject)
@@ -142,7 +150,7 @@ async def test_stop_from_another_task_while_the_reader_waits(subject: Subject) -
     generation.stop()
     await taking
     assert run.end.cause is StopCause.STOPPED
-    assert run.end.usage.exact
+    assert run.end.usage.exact or subject.settle_s > 0
     assert run.tokens < 1500
     assert wasted(run) <= subject.most_wasted
     await assert_idle(subject)
@@ -156,7 +164,7 @@ async def test_stop_in_the_arguments_of_a_tool_call(subject: Subject) -> None:
         if isinstance(item, ToolCallFragment):
             break
     generation.stop()
-    await stopped(generation, run)
+    await stopped(subject, generation, run)
     assert not any(isinstance(chunk, ToolCallEnd) for chunk in run.chunks)
     await assert_idle(subject)
 
@@ -190,7 +198,7 @@ async def test_aclose_in_mid_stream_stops_the_engine(subject: Subject) -> None:
 async def test_aclose_while_another_task_iterates(subject: Subject) -> None:
     generation = subject.prefill()
     run = Run()
-    taking = asyncio.ensure_future(stopped(generation, run))
+    taking = asyncio.ensure_future(stopped(subject, generation, run))
     await until_busy(subject)
     await generation.aclose()
     await taking
