@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 import importlib
 import itertools
+import logging
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,8 +23,10 @@ from typing import TYPE_CHECKING, Final, Self, cast
 
 from backchannel.engines.checks import check_capabilities, check_known_options, find_card
 from backchannel.engines.llama_config import LlamaConfig, LlamaModel
+from backchannel.engines.llama_grammar import check_grammar
 from backchannel.engines.llama_request import request
-from backchannel.engines.llama_stream import LlamaStream, merged, refusal
+from backchannel.engines.llama_schema import check_schema
+from backchannel.engines.llama_stream import LlamaStream, merged, refusal, tokens_so_far
 from backchannel.engines.protocol import (
     Capability,
     Chunk,
@@ -33,12 +36,15 @@ from backchannel.engines.protocol import (
     Prompt,
     StopCause,
 )
+from backchannel.engines.reasoning import ReasoningSplitter
 from backchannel.errors import BackchannelError, Reason
 
 if TYPE_CHECKING:
     from backchannel.engines.llama_server import LlamaServer
 
 NAME: Final = "llama"
+
+_log = logging.getLogger(__name__)
 
 _TAGS: Final = 2**31
 """Tags are numbers below this; llama.cpp reads them as an `int32_t`."""
@@ -55,8 +61,13 @@ class _Loaded:
         )
         facts = server.facts
         capabilities = {Capability.CONTINUE_PARTIAL, Capability.LOGPROBS, Capability.SEED}
+        capabilities.add(Capability.JSON_SCHEMA)
+        if model.allow_grammars:
+            capabilities.add(Capability.GRAMMAR)
         if facts.tools:
             capabilities.add(Capability.TOOLS)
+        if facts.reasoning or model.reasoning_tags:
+            capabilities.add(Capability.REASONING)
         self.card = ModelCard(
             model.name,
             f"{model.description or f'From {model.file.name}.'} "
@@ -82,13 +93,19 @@ class LlamaGeneration:
         self._tag = tag
         self._ended = ended
         self._request = request(prompt, tag=tag, temperature=loaded.model.temperature)
-        self._stream = LlamaStream(prompt.sampling.logprobs)
+        tags = loaded.model.reasoning_tags
+        self._field = _format_field(prompt)
+        self._stream = LlamaStream(
+            prompt.sampling.logprobs, ReasoningSplitter(tags) if tags else None, self._field
+        )
         self._stopped = False
         self._thread: asyncio.Future[None] | None = None
         # Written by the thread, read by the event loop.
         self._messages: deque[bytes] = deque()
         self._signalled = False
         self._failure: BaseException | None = None
+        self.computed_when_told: int | None = None
+        """How many tokens there were when a callback told llama.cpp to stop."""
         self._left: int | None = None  # The sequence that a stop left behind, in tokens.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -152,7 +169,7 @@ class LlamaGeneration:
         if self._stopped:
             return Finished(StopCause.STOPPED, self._stopped_usage())
         if isinstance(self._failure, ValueError):
-            raise refusal(self._failure) from self._failure
+            raise refusal(self._failure, self._field) from self._failure
         if self._failure is not None:
             raise BackchannelError(
                 Reason.ENGINE_FAILED, f"the embedded engine failed: {self._failure}"
@@ -203,6 +220,8 @@ class LlamaGeneration:
         except BaseException as error:  # noqa: BLE001 - as above
             self._failure = error
             return True
+        if self._stopped and self.computed_when_told is None:
+            self.computed_when_told = tokens_so_far(message)
         return self._stopped
 
 
@@ -254,6 +273,28 @@ class LlamaEngine:
                 field="tools",
                 metadata={"capability": Capability.TOOLS.value},
             )
+        for at, tool in enumerate(prompt.tools):
+            if tool.parameters_json_schema:
+                field = f"tools[{at}].parameters_json_schema"
+                check_schema(tool.parameters_json_schema, field, strictly=False)
+        self._check_format(prompt)
+
+    def _check_format(self, prompt: Prompt) -> None:
+        wanted = prompt.response_format
+        if wanted is None:
+            return
+        if wanted.HasField("json_schema"):
+            check_schema(wanted.json_schema, "response_format.json_schema", strictly=True)
+        if wanted.HasField("grammar"):
+            check_grammar(wanted.grammar)
+        if prompt.continue_text:
+            raise BackchannelError(
+                Reason.CAPABILITY_MISSING,
+                "an answer that keeps to a format cannot be gone on from: how far it had got in "
+                "the format is not known any more; begin it anew",
+                field="continue_text",
+                metadata={"capability": Capability.CONTINUE_PARTIAL.value},
+            )
 
     def start(self, prompt: Prompt) -> LlamaGeneration:
         """Begin an answer."""
@@ -297,7 +338,22 @@ class LlamaEngine:
 def _load(model: LlamaModel) -> _Loaded:
     from backchannel.engines.llama_server import LlamaServer
 
-    return _Loaded(model, LlamaServer(model))
+    loaded = _Loaded(model, LlamaServer(model))
+    if model.n_gpu_layers and not loaded.server.facts.gpu:
+        _log.warning(
+            "llama model %s: n_gpu_layers = %d changes nothing, for llama.cpp finds no GPU here; "
+            "the CPU computes. It needs a build of xllamacpp for the GPU, and its driver",
+            model.name,
+            model.n_gpu_layers,
+        )
+    return loaded
+
+
+def _format_field(prompt: Prompt) -> str:
+    """What is at fault if llama.cpp can make no grammar of the request."""
+    if prompt.response_format is not None:
+        return f"response_format.{prompt.response_format.WhichOneof('format')}"
+    return "tools" if prompt.tools else ""
 
 
 def create(name: str, options: Mapping[str, object]) -> LlamaEngine:

@@ -16,6 +16,8 @@ HOUSE: Final = "house"
 
 HOUSE_FILE: Final = Path(__file__).parent / "models" / "house.gguf"
 
+_Tag = Annotated[str, Field(min_length=1, max_length=64)]
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaModel:
@@ -31,6 +33,10 @@ class LlamaModel:
         n_gpu_layers: How many layers a GPU takes; -1 for all that fit, 0 for none.
         cache_ram_mib: Memory for conversations that lost their place to others.
         temperature: Where a session does not say; None for llama.cpp's own default.
+        chat_template: A Jinja file, or the template itself; empty for the one in the GGUF file.
+        reasoning_tags: Between which two the model reasons, where its chat template knows nothing
+            of it.
+        allow_grammars: Whether sessions may bring grammars of their own.
         description: For ListModels; empty for one made from the file's facts.
     """
 
@@ -44,12 +50,34 @@ class LlamaModel:
     n_gpu_layers: Annotated[int, Field(ge=-1, le=10_000)] = 0
     cache_ram_mib: Annotated[int, Field(ge=0, le=2**20)] = 512
     temperature: Annotated[float, Field(ge=0.0, le=2.0)] | None = None
+    chat_template: str = ""
+    reasoning_tags: tuple[_Tag, _Tag] | None = None
+    allow_grammars: bool = True
     description: str = ""
 
     @property
     def file(self) -> Path:
         """Where the GGUF file is."""
         return Path(self.path).expanduser() if self.path else HOUSE_FILE
+
+    def template(self) -> str:
+        """The chat template that takes the place of the file's own; empty for none.
+
+        Raises:
+            BackchannelError: `ENGINE_UNAVAILABLE`, if it is in a file that cannot be read.
+        """
+        if not self.chat_template or "{" in self.chat_template:
+            return self.chat_template
+        path = Path(self.chat_template).expanduser()
+        try:
+            return path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
+            raise BackchannelError(
+                Reason.ENGINE_UNAVAILABLE,
+                f"chat_template of llama model {self.name}: {path} cannot be read ({why}); name a "
+                "Jinja file that exists, or write the template itself",
+            ) from error
 
 
 HOUSE_MODEL: Final = LlamaModel(

@@ -32,11 +32,22 @@ def request(prompt: Prompt, *, tag: int, temperature: float | None) -> bytes:
     }
     if temperature is not None:
         body["temperature"] = temperature
-    if prompt.tools:
+    if prompt.response_format is not None:
+        body |= _format(prompt.response_format)
+        # For the template alone, which so writes the same prompt as in the session's other turns:
+        # llama.cpp calls tools or keeps to a format, not both.
+        body["chat_template_kwargs"] = {"tools": tools(prompt)} if prompt.tools else {}
+    elif prompt.tools:
         body["tools"] = tools(prompt)
         body["parallel_tool_calls"] = True
     body |= _sampling(prompt.sampling)
     return json.dumps(body, ensure_ascii=False).encode()
+
+
+def _format(response_format: session_pb2.ResponseFormat) -> dict[str, Any]:
+    if response_format.HasField("json_schema"):
+        return {"json_schema": json.loads(response_format.json_schema)}
+    return {"grammar": response_format.grammar}
 
 
 def _sampling(sampling: session_pb2.Sampling) -> dict[str, Any]:

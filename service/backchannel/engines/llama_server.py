@@ -24,6 +24,7 @@ from typing import Any, Final
 import xllamacpp  # type: ignore[import-untyped]
 
 from backchannel.engines.llama_config import LlamaModel
+from backchannel.engines.llama_file import LlamaFile
 from backchannel.errors import BackchannelError, Reason
 
 _BATCH: Final = 256
@@ -37,6 +38,13 @@ _BEGIN_S: Final = 60.0
 
 _ASK_AGAIN_S: Final = 0.001
 
+_ANY_TEMPLATE: Final = "{{ messages[0].content }}"
+
+_REASONING_TAGS: Final = ("</think>", "[/THINK]", "</seed:think>", "<|END_THINKING|>", "analysis")
+"""By which a template shows that its model reasons; llama.cpp knows what to make of them."""
+
+_CPU: Final = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
+
 
 @dataclass(frozen=True, slots=True)
 class Facts:
@@ -46,11 +54,15 @@ class Facts:
         context_tokens: Of one conversation.
         parameters: How many the model has.
         tools: Whether its chat template knows tools.
+        reasoning: Whether its chat template knows reasoning, which llama.cpp then tells apart.
+        gpu: Whether a GPU was there that could take layers.
     """
 
     context_tokens: int
     parameters: int
     tools: bool
+    reasoning: bool
+    gpu: bool
 
 
 class LlamaServer:
@@ -64,25 +76,49 @@ class LlamaServer:
     """
 
     def __init__(self, model: LlamaModel) -> None:
-        path = model.file
-        _check_file(path)
+        file = LlamaFile.read(model.file)
+        template = model.template()
+        if not template and not file.chat_template:
+            raise BackchannelError(
+                Reason.ENGINE_UNAVAILABLE,
+                f"{model.file} has no chat template, so it is probably not made for conversations; "
+                "take a model that is (its name often says instruct or chat), or say by "
+                "chat_template how a conversation is written for it",
+            )
         self._directory = Path(tempfile.mkdtemp(prefix="backchannel-"))
         self._socket = str(self._directory / "llama.sock")
         self._key = secrets.token_urlsafe(32)
         try:
-            self._server = xllamacpp.Server(self._parameters(model))
+            self._begin(model, template)
             self.facts = self._ask_facts()
-            # Answered by the thread that computes. Were it told to end before it has begun, it
-            # would never hear of it, and freeing the model would wait for it for ever, with the
-            # interpreter's lock in its hand.
-            self._get("/slots", timeout_s=_BEGIN_S)
         except Exception as error:
+            why = self._blame(model, error)
             shutil.rmtree(self._directory, ignore_errors=True)
-            raise BackchannelError(
-                Reason.ENGINE_UNAVAILABLE,
-                f"llama.cpp could not load {path} ({error}); is it a chat model, whole, and is "
-                "there memory for it? A smaller n_ctx or n_parallel takes less",
-            ) from error
+            raise BackchannelError(Reason.ENGINE_UNAVAILABLE, why) from error
+
+    def _begin(self, model: LlamaModel, template: str) -> None:
+        self._server = xllamacpp.Server(self._parameters(model, template))
+        # Answered by the thread that computes. Were it told to end before it has begun, it would
+        # never hear of it, and freeing the model would wait for it for ever, with the
+        # interpreter's lock in its hand.
+        self._get("/slots", timeout_s=_BEGIN_S)
+
+    def _blame(self, model: LlamaModel, error: Exception) -> str:
+        """Why it could not be loaded: with a template that always works, would it do?"""
+        try:
+            self._begin(model, _ANY_TEMPLATE)
+        except Exception:  # noqa: BLE001 - whatever it is, it is not the template
+            return (
+                f"llama.cpp could not load {model.file} ({error}); is the file whole, of an "
+                "architecture that this version knows, and is there memory for it? A smaller "
+                "n_ctx or n_parallel takes less"
+            )
+        del self._server
+        whose = "the chat_template of its settings" if model.chat_template else "its chat template"
+        return (
+            f"llama.cpp could load {model.file}, but not {whose}; set chat_template to one that "
+            "is whole"
+        )
 
     def complete(self, request: bytes, receive: Callable[[bytes], bool]) -> None:
         """Answer, passing each message of the server to `receive` until that returns True.
@@ -118,8 +154,10 @@ class LlamaServer:
         del self._server
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    def _parameters(self, model: LlamaModel) -> Any:
+    def _parameters(self, model: LlamaModel, template: str) -> Any:
         parameters = xllamacpp.CommonParams()
+        if template:
+            parameters.chat_template = template
         parameters.model.path = str(model.file)
         parameters.n_parallel = model.n_parallel
         # One store for all conversations, with room for each of them at its longest.
@@ -151,6 +189,11 @@ class LlamaServer:
             context_tokens=properties["default_generation_settings"]["n_ctx"],
             parameters=meta["n_params"],
             tools=bool(can["supports_tools"] and can["supports_tool_calls"]),
+            reasoning=bool(
+                can.get("supports_preserve_reasoning")
+                or any(tag in properties["chat_template"] for tag in _REASONING_TAGS)
+            ),
+            gpu=any(device["type"] != _CPU for device in xllamacpp.get_device_info()),
         )
 
     def _slots(self) -> list[dict[str, Any]]:
@@ -182,21 +225,3 @@ class _UnixConnection(http.client.HTTPConnection):
 
 def _tag(slot: dict[str, Any]) -> object:
     return slot.get("params", {}).get("n_discard")
-
-
-def _check_file(path: Path) -> None:
-    """Refuse what is no GGUF file; llama.cpp itself would say it on standard error only."""
-    try:
-        with path.open("rb") as file:
-            magic = file.read(4)
-    except OSError as error:
-        raise BackchannelError(
-            Reason.ENGINE_UNAVAILABLE,
-            f"the model file {path} cannot be read ({error.strerror}); check the path",
-        ) from error
-    if magic != b"GGUF":
-        raise BackchannelError(
-            Reason.ENGINE_UNAVAILABLE,
-            f"{path} is not a GGUF file; llama.cpp's models have names that end in .gguf, others "
-            "are converted with its convert_hf_to_gguf.py",
-        )

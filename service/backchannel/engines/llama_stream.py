@@ -24,6 +24,7 @@ from backchannel.engines.protocol import (
     ToolCallFragment,
     ToolCallStart,
 )
+from backchannel.engines.reasoning import Piece, ReasoningSplitter
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import event_pb2
 
@@ -32,6 +33,8 @@ _CAUSES: Final = {
     "length": StopCause.LENGTH,
     "tool_calls": StopCause.TOOL_CALLS,
 }
+_OF_GRAMMAR: Final = re.compile(r"JSON schema|\bgrammar\b|initialize samplers")
+"""In an error about a grammar, or about a schema that none could be made of."""
 _SHOWN: Final = 500
 """How much of the server's words about an error is passed on."""
 
@@ -41,10 +44,20 @@ class LlamaStream:
 
     Args:
         top_logprobs: How many alternatives a token were asked for.
+        splitter: Tells reasoning from answer where the server does not.
+        field: What is at fault if the server takes no grammar made of the request.
     """
 
-    def __init__(self, top_logprobs: int = 0) -> None:
+    def __init__(
+        self,
+        top_logprobs: int = 0,
+        splitter: ReasoningSplitter | None = None,
+        field: str = "",
+    ) -> None:
         self._top_logprobs = top_logprobs
+        self._splitter = splitter
+        self._field = field
+        self._waiting: list[event_pb2.TokenLogprob] = []  # Those of text that is held back.
         self._counted = 0  # Tokens that chunks of ours have.
         self._call: int | None = None  # The index of the call that is being written.
         self._calls = 0
@@ -78,16 +91,17 @@ class LlamaStream:
 
         Raises:
             BackchannelError: `PROMPT_TOO_LONG` with both lengths, `ENGINE_UNAVAILABLE` or
-                `ENGINE_FAILED`, if that is what the message says.
+                `ENGINE_FAILED`, or `FIELD_INVALID` for a format that cannot be kept to, if that
+                is what the message says.
         """
         body = json.loads(message)
         if "error" in body:
-            raise server_error(body["error"])
+            raise server_error(body["error"], self._field)
         progress = body.get("prompt_progress")
         if progress is not None:
             self._prompt_tokens = progress["total"]
             self._cached_tokens = progress["cache"]
-        self.computed = max(self.computed, body.get("timings", {}).get("predicted_n", 0))
+        self.computed = max(self.computed, _tokens(body))
         for choice in body["choices"]:
             yield from self._delta(choice["delta"], choice.get("logprobs"))
             if choice["finish_reason"] is not None:
@@ -103,8 +117,14 @@ class LlamaStream:
         if text := delta.get("reasoning_content"):
             yield TextChunk(text, self._take(), REASONING, self._logprobs(logprobs))
         if text := delta.get("content"):
-            yield TextChunk(text, self._take(), TEXT, self._logprobs(logprobs))
+            if self._splitter is None:
+                yield TextChunk(text, self._take(), TEXT, self._logprobs(logprobs))
+            else:
+                self._waiting.extend(self._logprobs(logprobs))
+                yield from self._split(self._splitter.feed(text))
         for call in delta.get("tool_calls", ()):
+            if self._splitter is not None:
+                yield from self._split(self._splitter.end())
             index = call["index"]
             function = call["function"]
             if index >= self._calls:
@@ -118,6 +138,8 @@ class LlamaStream:
 
     def _end(self) -> Iterator[Chunk]:
         """Give out what was not counted yet, and close the last call if it is whole."""
+        if self._splitter is not None:
+            yield from self._split(self._splitter.end())
         rest = self._take()
         if rest and self._call is not None:
             yield ToolCallFragment(self._call, "", rest)
@@ -126,6 +148,11 @@ class LlamaStream:
         if self._call is not None and self.cause is not StopCause.LENGTH:
             yield ToolCallEnd(self._call)
             self._call = None
+
+    def _split(self, pieces: Sequence[Piece]) -> Iterator[Chunk]:
+        for piece in pieces:
+            logprobs, self._waiting = self._waiting, []
+            yield TextChunk(piece.text, self._take(), piece.channel, logprobs)
 
     def _take(self) -> int:
         """The tokens that no chunk had yet."""
@@ -146,6 +173,16 @@ class LlamaStream:
             )
             for entry in logprobs["content"]
         ]
+
+
+def tokens_so_far(message: bytes) -> int:
+    """How many tokens the server had computed when it wrote this."""
+    return _tokens(json.loads(message))
+
+
+def _tokens(body: dict[str, Any]) -> int:
+    tokens: int = body.get("timings", {}).get("predicted_n", 0)
+    return tokens
 
 
 def merged(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
@@ -183,8 +220,13 @@ def merged(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
         yield held
 
 
-def server_error(error: dict[str, Any]) -> BackchannelError:
-    """What the server says of an error, as one of ours."""
+def server_error(error: dict[str, Any], field: str = "") -> BackchannelError:
+    """What the server says of an error, as one of ours.
+
+    Args:
+        error: In its words.
+        field: What is at fault if it is about a grammar; the server makes them of schemas too.
+    """
     message = str(error.get("message", ""))[:_SHOWN]
     if error.get("type") == "exceed_context_size_error":
         prompt_tokens, context = error.get("n_prompt_tokens", 0), error.get("n_ctx", 0)
@@ -194,13 +236,17 @@ def server_error(error: dict[str, Any]) -> BackchannelError:
             f"{context}, the answer included; begin a new session, or say less",
             metadata={"prompt_tokens": str(prompt_tokens), "max_context_tokens": str(context)},
         )
+    if field and _OF_GRAMMAR.search(message):
+        return BackchannelError(
+            Reason.FIELD_INVALID, f"llama.cpp cannot keep an answer to it: {message}", field=field
+        )
     if error.get("type") == "unavailable_error":
         return BackchannelError(Reason.ENGINE_UNAVAILABLE, f"llama.cpp is not ready: {message}")
     return BackchannelError(Reason.ENGINE_FAILED, f"llama.cpp failed: {message}")
 
 
-def refusal(error: ValueError) -> BackchannelError:
-    """What the server says of a request that it did not even begin with."""
+def refusal(error: ValueError, field: str = "") -> BackchannelError:
+    """What the server says of a request that it did not even begin with; `field` as above."""
     # It tells of a context that is too small either way; only the words are the same.
     numbers = re.search(r"request \((\d+) tokens\) exceeds .* size \((\d+) tokens\)", str(error))
     if numbers is not None:
@@ -211,6 +257,4 @@ def refusal(error: ValueError) -> BackchannelError:
                 "n_ctx": int(numbers[2]),
             }
         )
-    return BackchannelError(
-        Reason.ENGINE_FAILED, f"llama.cpp refused the request: {str(error)[:_SHOWN]}"
-    )
+    return server_error({"message": f"refused the request: {error}"}, field)

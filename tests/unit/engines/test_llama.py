@@ -196,14 +196,16 @@ async def test_a_prompt_that_is_too_long_tells_both_numbers(llama: LlamaEngine) 
     assert int(caught.value.metadata["prompt_tokens"]) > 2048
 
 
-async def test_a_schema_that_llama_cpp_cannot_follow_fails_the_answer(llama: LlamaEngine) -> None:
+async def test_a_tools_schema_that_llama_cpp_cannot_follow_fails_the_answer(
+    llama: LlamaEngine,
+) -> None:
     tool = session_pb2.ToolSpec(
         name="x",
         parameters_json_schema='{"type":"object","properties":{"a":{"$ref":"#/nowhere"}}}',
     )
     with pytest.raises(BackchannelError, match="#/nowhere") as caught:
         await collect(llama.start(Prompt("house", "", [QUESTION], [tool])))
-    assert caught.value.reason is Reason.ENGINE_FAILED
+    assert (caught.value.reason, caught.value.field) == (Reason.FIELD_INVALID, "tools")
 
 
 async def test_an_exception_in_the_callback_is_not_lost(
@@ -272,23 +274,44 @@ async def test_more_than_it_has_room_for_wait_and_can_be_stopped(llama: LlamaEng
 # --- what it refuses -------------------------------------------------------------------------
 
 
-def test_what_it_cannot_do_is_refused(llama: LlamaEngine) -> None:
-    shape = session_pb2.ResponseFormat(json_schema="{}")
-    for prompt, reason, field in [
+NEVER = session_pb2.ToolSpec(name="x", parameters_json_schema='{"minItems":2,"maxItems":1}')
+
+
+@pytest.mark.parametrize(
+    ("more", "reason", "field"),
+    [
+        ({"options": {"rate": "1"}}, Reason.FIELD_INVALID, 'engine_options["rate"]'),
         (
-            Prompt("house", "", [], response_format=shape),
-            Reason.CAPABILITY_MISSING,
+            {"response_format": session_pb2.ResponseFormat(json_schema='{"not":{}}')},
+            Reason.FIELD_INVALID,
             "response_format.json_schema",
         ),
         (
-            Prompt("house", "", [], options={"rate": "1"}),
+            {"response_format": session_pb2.ResponseFormat(grammar='root ::= "a"{5,3}')},
             Reason.FIELD_INVALID,
-            'engine_options["rate"]',
+            "response_format.grammar",
         ),
-    ]:
-        with pytest.raises(BackchannelError) as caught:
-            llama.check(prompt)
-        assert (caught.value.reason, caught.value.field) == (reason, field)
+        (
+            {
+                "response_format": session_pb2.ResponseFormat(json_schema="{}"),
+                "continue_text": '{"a',
+            },
+            Reason.CAPABILITY_MISSING,
+            "continue_text",
+        ),
+        (
+            {"tools": [CALCULATOR, NEVER]},
+            Reason.FIELD_INVALID,
+            "tools[1].parameters_json_schema",
+        ),
+    ],
+)
+def test_what_it_cannot_do_is_refused(
+    llama: LlamaEngine, more: dict[str, Any], reason: Reason, field: str
+) -> None:
+    with pytest.raises(BackchannelError) as caught:
+        llama.check(Prompt("house", "", [], **more))
+    assert (caught.value.reason, caught.value.field) == (reason, field)
     llama.check(Prompt("house", "", [], [CALCULATOR], sampling(logprobs=1)))
 
 
