@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from backchannel.engines import llama, scripted
+from bench.doors import DoorFigures, door_figures
 from bench.engines import EngineCase, EngineStop, engine_stops
 from bench.page import Page, Section
 from bench.servers import backchannel, bare
@@ -73,6 +74,13 @@ def _cost_row(name: str, costs: Sequence[Cost], yardstick: Sequence[Cost]) -> li
         f"{min(ratios):.2f}-{max(ratios):.2f}",
         f"{statistics.mean(cost.events_per_frame for cost in costs):.2f}",
     ]
+
+
+def _door_row(name: str, door: DoorFigures) -> list[str]:
+    cells = [name, str(len(door.gap_errors_ms)), str(len(door.cancels_ms))]
+    for values in (door.gap_errors_ms, door.ways_ms, door.cancels_ms):
+        cells += [f"{statistics.median(values):.1f}", f"{_percentile(values, 0.99):.1f}"]
+    return cells
 
 
 async def _measure_stops(count: int, seed: int, house: bool) -> list[list[str]]:
@@ -161,6 +169,17 @@ STOP_COLUMNS = (
     "bill balances",
 )
 ENGINE_COLUMNS = ("stops of", "samples", "steps after stop() mean", "p50", "p99", "most", "exact")
+DOOR_COLUMNS = (
+    "door",
+    "tokens",
+    "leavings",
+    "gap error p50 ms",
+    "p99 ms",
+    "commit to reader p50 ms",
+    "p99 ms",
+    "leaving noticed p50 ms",
+    "p99 ms",
+)
 COST_COLUMNS = ("server", "CPU µs a token", "ratio to bare", "range", "events a frame")
 
 
@@ -192,13 +211,19 @@ async def _main(arguments: argparse.Namespace) -> None:
             f"{load.rate:g} tok/s, {arguments.rounds} interleaved rounds)"
         )
         show(title, "tokens", COST_COLUMNS, rows)
+    if "doors" in arguments.what:
+        with console.status("Opening doors…"):
+            doors = await door_figures(arguments.rate, arguments.tokens, count)
+        rows = [_door_row(name, door) for name, door in doors.items()]
+        title = f"What a door takes (one reader, {arguments.rate:g} tok/s)"
+        show(title, "doors", DOOR_COLUMNS, rows)
     if arguments.markdown:
         arguments.markdown.write_text(page.markdown(), encoding="utf-8")
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["stops", "tokens"], help="stops, tokens")
+    parser.add_argument("what", nargs="*", default=["stops", "tokens"], help="stops, tokens, doors")
     parser.add_argument("--samples", type=int, default=200, help="stops a row (default: 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (default: 1)")
     parser.add_argument("--no-house", action="store_true", help="leave the house model out")

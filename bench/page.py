@@ -24,6 +24,12 @@ out when `stop()` was called. Tokens that were computed by then and just on thei
 computed after it, so the figure errs upwards by what was under way. *Exact*: the share of samples
 in which the engine vouches for its count.
 """,
+    "doors": """\
+One reader at a time, through a real Envoy, over loopback, without TLS. *Gap error*: by how much the
+time between two tokens at the reader differs from the time between their commits. *Leaving
+noticed*: from the reader's going until the service has let go of it, while nothing is being
+written. Service and readers share one process and its event loop, so the figures err upwards.
+""",
     "tokens": """\
 Each server in turn gets the same load, and its CPU time (user and system, all threads) is divided
 by the tokens that its clients read. Everything counts, with ours also creating the session,
@@ -53,7 +59,7 @@ class Section:
     """A table with its words.
 
     Attributes:
-        about: `stops`, `engines` or `tokens`.
+        about: `stops`, `engines`, `doors` or `tokens`.
     """
 
     title: str
