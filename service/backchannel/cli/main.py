@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from backchannel.cli import chat, edge, models, probe, serve, sessions
+from backchannel.cli import bill, chat, edge, models, probe, serve, sessions
 
 app = typer.Typer(
     name="backchannel",
@@ -44,4 +44,5 @@ app.command()(chat.chat)
 app.command()(models.models)
 app.command()(probe.probe)
 app.add_typer(sessions.app, name="sessions")
+app.command()(bill.bill)
 app.add_typer(edge.app, name="edge")
