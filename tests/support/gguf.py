@@ -14,8 +14,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-TEMPLATE: Final = "tokenizer.chat_template"
-
 _MAGIC: Final = b"GGUF"
 _ALIGNMENT: Final = 32
 _WIDTHS: Final = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}

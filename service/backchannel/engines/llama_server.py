@@ -105,6 +105,7 @@ class LlamaServer:
 
     def _blame(self, model: LlamaModel, error: Exception) -> str:
         """Why it could not be loaded: with a template that always works, would it do?"""
+        Path(self._socket).unlink(missing_ok=True)  # Left behind by what failed.
         try:
             self._begin(model, _ANY_TEMPLATE)
         except Exception:  # noqa: BLE001 - whatever it is, it is not the template
