@@ -275,7 +275,7 @@ describe("a tool call", () => {
     const card = page.getByTestId("call");
     await card.locator(".countdown", { hasText: /times out in\s*\d+ s/ }).waitFor();
     await card.getByRole("button", { name: "Cancel" }).click();
-    await page.locator('[data-testid=call][data-state="failed"]').waitFor();
+    await page.locator('[data-testid=call][data-state="cancelled"]').waitFor();
     await idle(page);
     expect(await shown(page)).toContain("the user cancelled this call");
   });

@@ -1,8 +1,8 @@
 /** A tool call as a card, from its first letter to its result. */
-import type { VNode } from "preact";
+import type { ComponentChildren, VNode } from "preact";
 import { useState } from "preact/hooks";
 import { type CallView, ToolCallOutcome, type ToolResult } from "@backchannel/client";
-import { Icon } from "./app.js";
+import { Icon } from "./icon.js";
 import { TOOLS } from "./tools.js";
 
 interface Props {
@@ -21,7 +21,11 @@ export function CallCard({ call, nowMs, onCancel }: Props): VNode {
       <header>
         <Icon name="tool" />
         <strong>{call.name}</strong>
-        <span class="call-status">{text}</span>
+        <span class="call-status">
+          {kind === "completed" && <Icon name="done" />}
+          {kind === "failed" && <Icon name="alert" />}
+          {text}
+        </span>
         {call.state === "open" && <Countdown call={call} nowMs={nowMs} />}
         {call.state === "open" && (
           <button
@@ -37,10 +41,12 @@ export function CallCard({ call, nowMs, onCancel }: Props): VNode {
           </button>
         )}
       </header>
-      <pre class="call-arguments" aria-label="Arguments">
-        {pretty(call.argumentsText)}
-        {call.state === "writing" && <span class="caret" aria-hidden="true" />}
-      </pre>
+      <Row name="asked">
+        <pre aria-label="Arguments">
+          {pretty(call.argumentsText)}
+          {call.state === "writing" && <span class="caret" aria-hidden="true" />}
+        </pre>
+      </Row>
       {call.state === "open" && !ours && (
         <p class="faint">This page can’t run {call.name}; another client of this session has to.</p>
       )}
@@ -50,12 +56,15 @@ export function CallCard({ call, nowMs, onCancel }: Props): VNode {
           <span class="faint">{call.note}</span>
         </p>
       )}
-      {call.result && <Result result={call.result} />}
+      {call.result && !wasCancelledHere(call) && (
+        <Row name="result">
+          <Result result={call.result} />
+        </Row>
+      )}
       {call.late.map((result, index) => (
-        <div key={index} class="late">
-          <p class="faint">Came too late; the model was not told:</p>
+        <Row key={index} name="too late; not told" late>
           <Result result={result} />
-        </div>
+        </Row>
       ))}
     </section>
   );
@@ -76,18 +85,27 @@ function Countdown({ call, nowMs }: { call: CallView; nowMs: number }): VNode | 
   );
 }
 
+function Row(props: { name: string; late?: boolean; children: ComponentChildren }): VNode {
+  return (
+    <div class={props.late ? "call-row late" : "call-row"}>
+      <span class="call-name">{props.name}</span>
+      {props.children}
+    </div>
+  );
+}
+
 function Result({ result }: { result: ToolResult }): VNode {
   const { outcome } = result;
   switch (outcome.case) {
     case "error":
       return (
-        <p class="call-result bad">
+        <p class="bad">
           {outcome.value.message || "failed"} {outcome.value.code && <code>{outcome.value.code}</code>}
         </p>
       );
     case "json":
       return (
-        <pre class="call-result" aria-label="Result">
+        <pre aria-label="Result">
           {pretty(outcome.value)}
         </pre>
       );
@@ -95,7 +113,7 @@ function Result({ result }: { result: ToolResult }): VNode {
       const parts = outcome.case === "content" ? outcome.value.parts : [];
       const text = parts.map(({ content }) => (content.case === "text" ? content.value : "")).join("");
       return (
-        <pre class="call-result" aria-label="Result">
+        <pre aria-label="Result">
           {text}
         </pre>
       );
@@ -112,8 +130,17 @@ function statusOf(call: CallView, cancelled: boolean): { kind: string; text: str
     case "open":
       return { kind: "open", text: cancelled ? "cancelling…" : "running" };
     default:
+      if (wasCancelledHere(call)) {
+        return { kind: "cancelled", text: "cancelled by the user" };
+      }
       return OVER[call.outcome] ?? { kind: "failed", text: "ended" };
   }
+}
+
+/** The button was pressed, on this page or another: for the session that is a failure like any. */
+function wasCancelledHere({ outcome, result }: CallView): boolean {
+  const said = result?.outcome;
+  return outcome === ToolCallOutcome.FAILED && said?.case === "error" && said.value.code === "CANCELLED";
 }
 
 const OVER: Partial<Record<ToolCallOutcome, { kind: string; text: string }>> = {

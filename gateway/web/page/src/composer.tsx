@@ -2,8 +2,8 @@
 import type { VNode } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
 import { Delivery } from "@backchannel/client";
-import { Icon } from "./app.js";
 import type { Chat } from "./chat.js";
+import { Icon } from "./icon.js";
 import { Queue } from "./timeline.js";
 
 const MOST_ROWS = 8;
@@ -15,6 +15,7 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
   const box = useRef<HTMLTextAreaElement>(null);
   const { speaking, over } = chat;
   const some = text.trim() !== "";
+  const answers = chat.transcript.running !== undefined || chat.painter.behind;
 
   useEffect(() => {
     if (chat.returned && !some) {
@@ -58,7 +59,7 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
           rows={Math.min(MOST_ROWS, text.split("\n").length)}
           value={text}
           disabled={over}
-          placeholder={over ? "This chat is over" : speaking ? "Type while it speaks…" : "Say something…"}
+          placeholder={over ? "This chat is over" : answers ? "Type while it speaks…" : "Say something…"}
           aria-describedby="keys"
           onInput={({ currentTarget }) => setText(currentTarget.value)}
           onKeyDown={onKeyDown}
@@ -68,7 +69,7 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
             type="button"
             class="round stop"
             aria-label="Stop"
-            title="Stop (Esc): what is on the screen stays"
+            title={answers ? "Stop (Esc): what is on the screen stays" : "Take the message back (Esc)"}
             onClick={() => void chat.stop()}
           >
             <Icon name="stop" />
@@ -112,7 +113,7 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
           <p id="keys" class="keys">
             {speaking ? (
               <>
-                <kbd>Esc</kbd> stops it and keeps what you see
+                <kbd>Esc</kbd> {answers ? "stops it and keeps what you see" : "takes the message back"}
               </>
             ) : (
               <>

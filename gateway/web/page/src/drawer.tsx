@@ -1,7 +1,7 @@
 /** A panel beside the chat, or over it where there is no room. */
 import type { ComponentChildren, VNode } from "preact";
 import { useEffect, useRef } from "preact/hooks";
-import { Icon } from "./app.js";
+import { Icon } from "./icon.js";
 
 interface Props {
   title: string;

@@ -5,6 +5,7 @@
  * the elements below, and a link as one to http, https or mailto.
  */
 import type { ComponentChildren, VNode } from "preact";
+import { Copy } from "./copy.js";
 import { memo } from "./memo.js";
 
 type Block =
@@ -156,6 +157,20 @@ export function isSafe(address: string): boolean {
   return /^(?:https?:\/\/|mailto:)/i.test(address);
 }
 
+function CodeBlock({ language, text }: { language: string; text: string }): VNode {
+  return (
+    <figure class="code">
+      <figcaption>
+        <span>{language || "text"}</span>
+        <Copy what="code" text={text} />
+      </figcaption>
+      <pre tabIndex={0}>
+        <code>{text}</code>
+      </pre>
+    </figure>
+  );
+}
+
 const BlockView = memo(
   ({ block }: { block: Block }): VNode => {
     switch (block.kind) {
@@ -165,11 +180,7 @@ const BlockView = memo(
         return <Tag>{inline(block.text)}</Tag>;
       }
       case "code":
-        return (
-          <pre tabIndex={0} data-language={block.language}>
-            <code>{block.text}</code>
-          </pre>
-        );
+        return <CodeBlock language={block.language} text={block.text} />;
       case "quote":
         return <blockquote>{inline(block.text)}</blockquote>;
       case "rule":

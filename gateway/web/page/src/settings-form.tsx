@@ -5,7 +5,7 @@ import type { Theme } from "./settings.js";
 import { TOOLS } from "./tools.js";
 
 const THEMES: readonly (readonly [Theme, string])[] = [
-  ["auto", "As the system"],
+  ["auto", "System"],
   ["light", "Light"],
   ["dark", "Dark"],
 ];
@@ -14,21 +14,21 @@ export function SettingsForm({ chat }: { chat: Chat }): VNode {
   const { settings } = chat;
   return (
     <div class="settings">
-      <fieldset class="row">
+      <fieldset class="segments">
         <legend>Theme</legend>
         {THEMES.map(([theme, name]) => (
-          <label key={theme} class="check">
+          <label key={theme}>
             <input
               type="radio"
               name="theme"
               checked={settings.theme === theme}
               onChange={() => chat.set({ theme })}
-            />{" "}
-            {name}
+            />
+            <span>{name}</span>
           </label>
         ))}
       </fieldset>
-      <p class="faint">What follows is for chats that begin from now on.</p>
+      <p class="faint small">What follows is for chats that begin from now on.</p>
       <fieldset>
         <legend>Tools that this page runs</legend>
         {TOOLS.map(({ spec }) => {
@@ -37,8 +37,10 @@ export function SettingsForm({ chat }: { chat: Chat }): VNode {
           const tools = on ? settings.tools.filter((each) => each !== name) : [...settings.tools, name];
           return (
             <label key={name} class="check">
-              <input type="checkbox" checked={on} onChange={() => chat.set({ tools })} />{" "}
-              <strong>{name}</strong> <span class="faint">{spec.description}</span>
+              <input type="checkbox" checked={on} onChange={() => chat.set({ tools })} />
+              <span>
+                <strong>{name}</strong> <span class="faint">{spec.description}</span>
+              </span>
             </label>
           );
         })}

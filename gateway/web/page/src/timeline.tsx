@@ -2,6 +2,7 @@
 import type { VNode } from "preact";
 import { Delivery, type MessageView } from "@backchannel/client";
 import type { Chat } from "./chat.js";
+import { Icon } from "./icon.js";
 import { memo } from "./memo.js";
 import { TurnBlock } from "./turn.js";
 
@@ -16,6 +17,7 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
   const next = transcript.running
     ? []
     : [...transcript.queued, ...unsent.map((each) => ({ ...each, delivery: Delivery.QUEUE }))];
+  const waits = chat.lostAtMs === undefined ? "sending…" : "is sent when the connection is back";
   return (
     <div class="timeline">
       {transcript.items.map((item, index) => {
@@ -46,7 +48,7 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
         );
       })}
       {next.map((message) => (
-        <Said key={message.frameId} text={message.text} delivery={message.delivery} state="sending" />
+        <Said key={message.frameId} text={message.text} delivery={message.delivery} state={waits} />
       ))}
       {chat.creating && (
         <div class="turn">
@@ -59,11 +61,11 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
 
 const Said = memo(
   ({ text, delivery, state }: { text: string; delivery: Delivery; state: string }): VNode => (
-    <div class={`said ${state}`}>
+    <div class={state === "" ? "said" : "said sending"}>
       <h2 class="unseen">You said</h2>
       <div class="bubble">{text}</div>
       {delivery === Delivery.INTERRUPT && <small class="faint">redirected</small>}
-      {state === "sending" && <small class="faint">sending…</small>}
+      {state !== "" && <small class="faint">{state}</small>}
     </div>
   ),
   (before, after) => before.text === after.text && before.state === after.state,
@@ -120,6 +122,12 @@ function Loading(): VNode {
   );
 }
 
+const ABILITIES = [
+  ["stop", "Stop it", "In mid-sentence: only what you saw is remembered."],
+  ["redirect", "Talk over it", "Redirect it while it speaks, or be next."],
+  ["again", "Lose it", "Reload, drop the network, open a second tab: it goes on where it was."],
+] as const;
+
 const STARTERS = [
   "Hello! Who are you?",
   "What is (17.5 + 4) * 12?",
@@ -128,24 +136,38 @@ const STARTERS = [
 
 function Welcome({ chat }: { chat: Chat }): VNode {
   const card = chat.modelCard;
+  if (chat.over) {
+    return (
+      <div class="welcome">
+        <h2>Nothing here any more.</h2>
+      </div>
+    );
+  }
   return (
     <div class="welcome">
       <h2>Say something.</h2>
-      <p>
-        Stop an answer in mid-sentence, and only what you saw is remembered. Type while it speaks to
-        redirect it, or to be next. Reload the page, lose the network: it goes on where it was.
-      </p>
+      <ul class="abilities">
+        {ABILITIES.map(([icon, name, text]) => (
+          <li key={name}>
+            <Icon name={icon} />
+            <strong>{name}</strong>
+            <span>{text}</span>
+          </li>
+        ))}
+      </ul>
       {card && (
         <div class="card-about">
           <strong>{card.name}</strong>
           <p>{card.description}</p>
-          <p class="faint">
-            {card.maxContextTokens > 0 && `${card.maxContextTokens.toLocaleString()} tokens of context. `}
-            {card.capabilities.length > 0 && `Can: ${card.capabilities.join(", ").replaceAll("_", " ")}.`}
-          </p>
+          <ul class="chips" aria-label="What it can">
+            {card.maxContextTokens > 0 && <li>{card.maxContextTokens.toLocaleString()} tokens of context</li>}
+            {card.capabilities.map((each) => (
+              <li key={each}>{each.replaceAll("_", " ")}</li>
+            ))}
+          </ul>
         </div>
       )}
-      {!chat.over && card && (
+      {card && (
         <ul class="starters">
           {STARTERS.map((text) => (
             <li key={text}>

@@ -2,9 +2,10 @@
 import type { VNode } from "preact";
 import { useState } from "preact/hooks";
 import { FinishReason, type TurnView, countChars } from "@backchannel/client";
-import { Icon } from "./app.js";
 import { CallCard } from "./call-card.js";
 import { endingOf } from "./chat.js";
+import { Copy } from "./copy.js";
+import { Icon } from "./icon.js";
 import { Markdown } from "./markdown.js";
 import { memo } from "./memo.js";
 import { Dots } from "./timeline.js";
@@ -111,9 +112,7 @@ function Ending(props: { turn: TurnView; shown: number; painting: boolean; stopp
   const bad = turn.error !== "" || turn.finishReason === FinishReason.ERROR;
   return (
     <div class={bad ? "ending bad" : "ending"}>
-      <span class="ending-mark" aria-hidden="true">
-        {bad ? "!" : "■"}
-      </span>
+      <Icon name={bad ? "alert" : "cut"} />
       <span>
         {said}
         {turn.error !== "" && `: ${turn.error}`}
@@ -133,35 +132,23 @@ function Ending(props: { turn: TurnView; shown: number; painting: boolean; stopp
 function Figures(props: { turn: TurnView; shown: number; painting: boolean; lost: boolean }): VNode {
   const { turn, painting, lost } = props;
   const whole = props.shown === turn.text.length;
-  const [copied, setCopied] = useState(false);
   const running = turn.finishReason === FinishReason.UNSPECIFIED;
-  const figures = running ? liveFigures(turn) : [...timingFigures(turn), ...usageFigures(turn, whole)];
+  const groups = running ? [liveFigures(turn)] : [timingFigures(turn), usageFigures(turn, whole)];
   return (
     <div class="figures" data-testid="figures">
       {!running && <Strip turn={turn} />}
-      {figures.map(([name, value, hint]) => (
-        <span key={name} class="figure" title={hint}>
-          {name !== "" && <span class="figure-name">{name} </span>}
-          {value}
+      {groups.filter((figures) => figures.length > 0).map((figures, index) => (
+        <span key={index} class="group">
+          {figures.map(([name, value, hint]) => (
+            <span key={name} class="figure" title={hint}>
+              {name !== "" && <span class="figure-name">{name} </span>}
+              {value}
+            </span>
+          ))}
         </span>
       ))}
       {lost && <span class="figure bad">no connection</span>}
-      {!running && !painting && turn.text !== "" && (
-        <button
-          type="button"
-          class="quiet copy"
-          aria-label="Copy the answer"
-          title="Copy the answer"
-          onClick={() => {
-            void navigator.clipboard?.writeText(turn.text).then(() => {
-              setCopied(true);
-              setTimeout(() => setCopied(false), 1500);
-            });
-          }}
-        >
-          <Icon name={copied ? "done" : "copy"} />
-        </button>
-      )}
+      {!running && !painting && turn.text !== "" && <Copy what="answer" text={turn.text} />}
     </div>
   );
 }
