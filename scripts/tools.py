@@ -37,7 +37,20 @@ GO_CLIENT = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
 # What GO_TOOLS and the Go client ask for in their go.mod.
 GO_MINIMUM = (1, 25)
 WEB = ROOT / "gateway" / "web"
-NGINX = HOME / "nginx"
+# Of the distribution, unpacked.
+PACKAGES = HOME / "packages"
+# Debian's packages of them and of the libraries that a bare machine may lack.
+PROXIES = {
+    "nginx": ("nginx", "libpcre2-8-0"),
+    "haproxy": (
+        "haproxy",
+        "liblua5.3-0",
+        "libopentracing-c-wrapper0",
+        "libopentracing1",
+        "libpcre2-8-0",
+    ),
+    "caddy": ("caddy",),
+}
 # What Vite asks for.
 NODE_MINIMUM = (20, 19)
 # As distributions and their makers call it.
@@ -246,32 +259,33 @@ def install_chromium() -> None:
     raise FileNotFoundError("no Chromium on the PATH")
 
 
-# --- nginx, as a proxy that does what it should not -------------------------------------------
+# --- proxies, to see what they do to a stream -------------------------------------------------
 
 
-def find_nginx() -> Path | None:
-    """The machine's nginx, else the one under .tools/."""
+def find_proxy(name: str) -> Path | None:
+    """The machine's own, else the one under .tools/."""
     # Only root has sbin on the PATH.
-    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", str(NGINX / "usr" / "sbin")])
-    found = shutil.which("nginx", path=path)
+    folders = [PACKAGES / "usr" / "sbin", PACKAGES / "usr" / "bin"]
+    path = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", *map(str, folders)])
+    found = shutil.which(name, path=path)
     return Path(found) if found else None
 
 
-def nginx_environment() -> dict[str, str]:
-    """What the nginx under .tools/ finds its libraries by."""
-    folders = sorted({str(path.parent) for path in (NGINX / "usr" / "lib").glob("*/*.so*")})
+def package_environment() -> dict[str, str]:
+    """What programs under .tools/ find their libraries by."""
+    folders = sorted({str(path.parent) for path in (PACKAGES / "usr" / "lib").glob("*/*.so*")})
     return {"LD_LIBRARY_PATH": os.pathsep.join(folders)} if folders else {}
 
 
-def install_nginx() -> None:
-    """Unpack the distribution's package and the library it may lack; nobody need be root."""
-    packages = HOME / "nginx-packages"
-    shutil.rmtree(packages, ignore_errors=True)
-    packages.mkdir(parents=True)
-    run("apt-get", "download", "nginx", "libpcre2-8-0", cwd=packages)
-    for package in packages.glob("*.deb"):
-        run("dpkg-deb", "--extract", package, NGINX)
-    shutil.rmtree(packages)
+def install_packages(*names: str) -> None:
+    """Unpack the distribution's packages, and the libraries they may lack; nobody need be root."""
+    downloads = HOME / "packages-downloaded"
+    shutil.rmtree(downloads, ignore_errors=True)
+    downloads.mkdir(parents=True)
+    run("apt-get", "download", *names, cwd=downloads)
+    for package in downloads.glob("*.deb"):
+        run("dpkg-deb", "--extract", package, PACKAGES)
+    shutil.rmtree(downloads)
 
 
 TOOLS = {
@@ -313,11 +327,14 @@ TOOLS = {
             install=install_chromium,
             remedy="install Chromium (Debian: apt-get install chromium)",
         ),
-        Tool(
-            name="nginx",
-            find=find_nginx,
-            install=install_nginx,
-            remedy="install nginx (Debian: apt-get install nginx-light)",
+        *(
+            Tool(
+                name=name,
+                find=lambda name=name: find_proxy(name),  # type: ignore[misc]  # bound per tool
+                install=lambda packages=packages: install_packages(*packages),  # type: ignore[misc]  # the same
+                remedy=f"install {name} (Debian: apt-get install {name})",
+            )
+            for name, packages in PROXIES.items()
         ),
     )
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsons
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from backchannel.probe.plan import Plan, Tell
+    from backchannel.probe.reach import Trust
     from backchannel.probe.verdict import Finding, Measured
 
 # The longest silence that the server's own Envoy leaves alone is 60 s.
@@ -24,7 +26,8 @@ def probe(
         str,
         typer.Argument(
             metavar="URL",
-            help="http(s)://… for what browsers use; HOST:PORT, grpc://… or unix:/path for gRPC.",
+            help="http(s)://… for what browsers use;"
+            " HOST:PORT, grpc(s)://… or unix:/path for gRPC.",
         ),
     ],
     frames: Annotated[
@@ -44,6 +47,14 @@ def probe(
             " The server breaks a silence every 15 s.",
         ),
     ] = 16.0,
+    ca: Annotated[
+        Path | None,
+        typer.Option(
+            "--ca",
+            metavar="FILE",
+            help="Believe the authorities in this PEM file, instead of those this machine knows.",
+        ),
+    ] = None,
     json: Json = False,
 ) -> None:
     """Tell whether something on the way eats the stream, and what to set against it.
@@ -60,6 +71,8 @@ def probe(
 
     - `backchannel probe 127.0.0.1:50051` — the port of gRPC
 
+    - `backchannel probe --ca ca.pem grpcs://chat.example:443` — gRPC over TLS
+
     - `backchannel probe --json --idle 0 https://chat.example | jq '.findings[].kind'`
 
     **Exit codes**: 0 all is well, 1 something was found, 2 unreachable or given wrongly.
@@ -67,17 +80,22 @@ def probe(
     import asyncio
 
     from backchannel.probe.plan import Plan, UnreachableError
-    from backchannel.probe.verdict import judge
+    from backchannel.probe.reach import Trust
+    from backchannel.probe.verdict import Finding, Measured, judge
 
     try:
         plan = Plan(frames=frames, interval_s=interval, idle_s=idle)
-        measured = asyncio.run(_measure(url, plan))
-    except (UnreachableError, ValueError) as error:
+        measured = asyncio.run(_measure(url, Trust(ca), plan))
+    except UnreachableError as error:
         if json:
-            typer.echo(jsons.dumps({"url": url, "ok": False, "unreachable": str(error)}, indent=2))
+            nobody = Finding("unreachable", "", str(error), error.fix)
+            typer.echo(jsons.dumps(_as_json(Measured(url), [nobody], ok=False), indent=2))
+        typer.echo(f"{error}\n  {error.fix}", err=True)
+        raise typer.Exit(EXIT_USAGE) from None
+    except ValueError as error:
         typer.echo(
-            f"{error}\nGive a URL such as http://127.0.0.1:8080 or 127.0.0.1:50051; "
-            "`backchannel serve` prints both.",
+            f"{error}\n  give a URL such as http://127.0.0.1:8080 or 127.0.0.1:50051;"
+            " `backchannel serve` prints both",
             err=True,
         )
         raise typer.Exit(EXIT_USAGE) from None
@@ -92,7 +110,7 @@ def probe(
     raise typer.Exit(EXIT_FAILED if wrong else 0)
 
 
-async def _measure(url: str, plan: Plan) -> Measured:
+async def _measure(url: str, trust: Trust, plan: Plan) -> Measured:
     """Choose the doors by the URL.
 
     Raises:
@@ -114,22 +132,27 @@ async def _measure(url: str, plan: Plan) -> Measured:
                 tasks[what] = progress.add_task(what, total=total)
             progress.update(tasks[what], completed=round(done))
 
-        return await _through(url, plan, tell)
+        return await _through(url, trust, plan, tell)
 
 
-async def _through(url: str, plan: Plan, tell: Tell) -> Measured:
+async def _through(url: str, trust: Trust, plan: Plan, tell: Tell) -> Measured:
     scheme, found, rest = url.partition("://")
+    scheme = scheme.lower()
     if found and scheme in ("http", "https"):
         from backchannel.probe import web
 
-        return await web.measure(url.rstrip("/"), plan=plan, tell=tell)
+        return await web.measure(
+            f"{scheme}://{rest.rstrip('/')}", trust=trust, plan=plan, tell=tell
+        )
     if found and scheme not in ("grpc", "grpcs"):
         raise ValueError(f"{scheme}:// is none of http, https, grpc and grpcs")
     from backchannel.listen import Address
     from backchannel.probe import native
 
-    target = str(Address.parse(rest if found else url))
-    return await native.measure(target, tls=scheme == "grpcs", plan=plan, tell=tell)
+    address = Address.parse(rest.rstrip("/") if found else url)
+    if address.port == 0:
+        raise ValueError(f"{url}: nobody can be reached at port 0")
+    return await native.measure(address, tls=scheme == "grpcs", trust=trust, plan=plan, tell=tell)
 
 
 def _print(measured: Measured, findings: Sequence[Finding], *, wrong: bool) -> None:

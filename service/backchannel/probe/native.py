@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import os
+import ssl
 import time
+from collections.abc import Iterable
 from typing import Final
 
 # What the library says about connections is said by us.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 
 import grpc
+import httpx
 
+from backchannel.listen import Address
 from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
+from backchannel.probe.reach import Trust, agree_on_tls, authorities, knock, speaks
 from backchannel.probe.verdict import Arrival, Cancel, Measured, Refusal, Silence, Stream
 from backchannel.v1 import (
     conversation_service_pb2,
@@ -25,62 +31,127 @@ from backchannel.v1 import (
 )
 
 DOOR: Final = "gRPC"
-_PROBE: Final = "backchannel.v1.ProbeService/Probe"
+_PROBE: Final = "/backchannel.v1.ProbeService/Probe"
 
 
-async def measure(target: str, *, tls: bool, plan: Plan, tell: Tell) -> Measured:
+async def measure(address: Address, *, tls: bool, trust: Trust, plan: Plan, tell: Tell) -> Measured:
     """Measure everything at once.
 
     Args:
-        target: `host:port` or `unix:/path`.
-        tls: Whether to speak TLS, with the machine's own roots.
+        address: Where.
+        tls: Whether to speak TLS.
+        trust: Whose certificates to believe.
         plan: How much.
         tell: Called as it goes on.
 
     Raises:
-        UnreachableError: Nobody is there.
+        UnreachableError: Nobody is there, or its certificate is not to be trusted.
+        ValueError: `trust` names no authority.
     """
-    channel = (
-        grpc.aio.secure_channel(target, grpc.ssl_channel_credentials())
-        if tls
-        else grpc.aio.insecure_channel(target)
-    )
+    target = str(address)
+    context = trust.context()
+    if tls:
+        await agree_on_tls(address, context, "h2")
+        credentials = grpc.ssl_channel_credentials(authorities(context))
+        channel = grpc.aio.secure_channel(target, credentials)
+    else:
+        await _greet(address)
+        channel = grpc.aio.insecure_channel(target)
     async with channel:
         try:
             async with asyncio.timeout(PATIENCE_S):
                 await channel.channel_ready()
         except TimeoutError:
-            raise UnreachableError(f"nothing speaks gRPC at {target}") from None
+            raise UnreachableError(
+                f"nothing speaks gRPC at {target}",
+                "give the address that `backchannel serve` prints",
+            ) from None
         async with asyncio.TaskGroup() as group:
             stream = group.create_task(_stream(channel, plan, tell))
             silence = group.create_task(_silence(channel, plan, tell))
             cancel = group.create_task(_cancel(channel))
     quiet, left = silence.result(), cancel.result()
+    measured = stream.result()
+    if measured.refusal is not None and not measured.refusal.said:
+        measured = await _blame(measured, address, context if tls else None)
     return Measured(
         url=("grpcs://" if tls else "grpc://") + target,
-        streams=[stream.result()],
+        streams=[measured],
         silences=[quiet] if quiet else [],
         cancels=[left] if left else [],
     )
+
+
+async def _greet(address: Address) -> None:
+    """See that HTTP/2 is spoken without TLS.
+
+    Raises:
+        UnreachableError: It is not.
+    """
+    await knock(address)
+    spoken = await speaks(address)
+    if spoken == "TLS":
+        raise UnreachableError(f"{address} speaks TLS", "write grpcs:// before it")
+    if spoken == "HTTP/1":
+        raise UnreachableError(
+            f"{address} speaks HTTP/1, and gRPC needs HTTP/2",
+            "write http:// before it for what browsers use; or let the proxy take HTTP/2 without"
+            " TLS (nginx: `listen … http2`; Caddy: `protocols h1 h2c`)",
+        )
 
 
 async def _stream(channel: grpc.aio.Channel, plan: Plan, tell: Tell) -> Stream:
     request = probe_service_pb2.ProbeRequest(count=plan.frames)
     request.interval.FromNanoseconds(round(plan.interval_s * 1e9))
     arrivals: list[Arrival] = []
-    stub = probe_service_pb2_grpc.ProbeServiceStub(channel)
+    call = probe_service_pb2_grpc.ProbeServiceStub(channel).Probe(request, timeout=plan.deadline_s)
+    whole = True
     try:
-        async for frame in stub.Probe(request, timeout=plan.deadline_s):
+        async for frame in call:
             sent_s = frame.send_time.ToNanoseconds() / 1e9
             arrivals.append(Arrival(sent_s, time.monotonic()))
             tell(DOOR, len(arrivals), plan.frames)
     except grpc.aio.AioRpcError as error:
-        if not arrivals and error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return Stream(door=DOOR, refusal=Refusal(_PROBE, 0))
         if not arrivals and error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED:
-            return Stream(door=DOOR, refusal=Refusal(_PROBE, 0, error.details() or "no reason"))
-        return Stream(door=DOOR, arrivals=arrivals, whole=False, http_version="HTTP/2")
-    return Stream(door=DOOR, arrivals=arrivals, http_version="HTTP/2")
+            return Stream(door=DOOR, refusal=_refusal(error))
+        whole = False
+    server = _server_in(await call.initial_metadata())
+    return Stream(door=DOOR, arrivals=arrivals, whole=whole, http_version="HTTP/2", server=server)
+
+
+def _refusal(error: grpc.aio.AioRpcError) -> Refusal:
+    """Why there is no stream; says nothing unless Backchannel itself refused."""
+    trailers = {name for name, _ in error.trailing_metadata() or ()}
+    ours = "grpc-status-details-bin" in trailers
+    return Refusal(f"POST {_PROBE}", 0, (error.details() or "no reason") if ours else "")
+
+
+async def _blame(stream: Stream, address: Address, context: ssl.SSLContext | None) -> Stream:
+    """Ask again without gRPC, whose library keeps for itself what a proxy said."""
+    if stream.refusal is None or address.port is None:
+        return stream
+    headers = {"content-type": "application/grpc", "te": "trailers"}
+    url = f"{'https' if context else 'http'}://{address}"
+    # The body: a message without anything in it, which asks for ten frames.
+    with contextlib.suppress(httpx.HTTPError):
+        async with (
+            httpx.AsyncClient(
+                base_url=url, verify=context or True, http1=False, http2=True, trust_env=False
+            ) as client,
+            client.stream("POST", _PROBE, headers=headers, content=bytes(5)) as response,
+        ):
+            status = response.status_code
+            if status != httpx.codes.OK:
+                server = str(response.headers.get("server") or "")[:80]
+                refusal = dataclasses.replace(stream.refusal, status=status)
+                return dataclasses.replace(stream, server=server, refusal=refusal)
+    return stream
+
+
+def _server_in(metadata: Iterable[tuple[str, str | bytes]] | None) -> str:
+    """Who answered, by its own header."""
+    given = {name: str(value) for name, value in metadata or ()}
+    return (given.get("server") or given.get("via") or "")[:80]
 
 
 async def _silence(channel: grpc.aio.Channel, plan: Plan, tell: Tell) -> Silence | None:
@@ -91,15 +162,17 @@ async def _silence(channel: grpc.aio.Channel, plan: Plan, tell: Tell) -> Silence
     request.interval.FromNanoseconds(round(plan.idle_s * 1e9))
     began_s = time.monotonic()
     stub = probe_service_pb2_grpc.ProbeServiceStub(channel)
+    call = stub.Probe(request, timeout=plan.idle_s + PATIENCE_S)
+    count = 0
     try:
         async with plan.watching(f"{DOOR}, silent", tell):
-            async for _ in stub.Probe(request, timeout=plan.idle_s + PATIENCE_S):
-                pass
-    except grpc.aio.AioRpcError as error:
-        if error.code() is grpc.StatusCode.UNIMPLEMENTED:
-            return None
-        return Silence(DOOR, plan.idle_s, time.monotonic() - began_s)
-    return Silence(DOOR, plan.idle_s, None)
+            async for _ in call:
+                count += 1
+    except grpc.aio.AioRpcError:
+        if not count:
+            return None  # The other stream has it.
+    cut_s = None if count == 2 else time.monotonic() - began_s
+    return Silence(DOOR, plan.idle_s, cut_s, _server_in(await call.initial_metadata()))
 
 
 async def _cancel(channel: grpc.aio.Channel) -> Cancel | None:

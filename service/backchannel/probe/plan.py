@@ -23,7 +23,15 @@ Tell: TypeAlias = Callable[[str, float, float], None]
 
 
 class UnreachableError(Exception):
-    """Nothing answers, so there is nothing to measure."""
+    """Nothing answers that could be measured.
+
+    Attributes:
+        fix: What to do about it.
+    """
+
+    def __init__(self, text: str, fix: str) -> None:
+        super().__init__(text)
+        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

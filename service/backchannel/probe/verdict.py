@@ -50,11 +50,13 @@ class Refusal:
         request: Method and path.
         status: Of HTTP; 0 for gRPC.
         said: What the answer said, if it was one of the server's own errors.
+        location: Where it sends, if it sends elsewhere.
     """
 
     request: str
     status: int
     said: str = ""
+    location: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,7 +68,7 @@ class Stream:
         arrivals: In order.
         whole: Whether the stream came to its own end.
         http_version: As `HTTP/1.1`.
-        server: Who answered, by its own header; empty if it did not say.
+        server: Who answered, by its own header; empty if it did not say (HAProxy never does).
         encoding: How the answer was compressed; empty if it was not.
         refusal: Why there is no stream.
     """
@@ -156,7 +158,7 @@ class Finding:
         kind: For programs.
         door: Its name.
         text: What was seen.
-        fix: What to set; names nginx's setting first unless another proxy gave its name.
+        fix: What to set; for nginx, HAProxy and Caddy unless the proxy gave its name.
         note: It works all the same, and could be better.
     """
 
@@ -226,15 +228,20 @@ def _of_refusal(stream: Stream, refusal: Refusal) -> Finding:
         return Finding("wrong_host", stream.door, text, fix)
     if 300 <= refusal.status < 400:
         text = f"{refusal.request} answers {what}: it sends elsewhere"
-        return Finding("missing_path", stream.door, text, "give the URL that it leads to")
+        return Finding("missing_path", stream.door, text, f"give the URL {_place(refusal)}")
     text = f"{refusal.request} answers {what}: the way up to Backchannel is missing or blocked"
     fix = (
-        "pass every path and method on: `/v1/` and `/backchannel.v1.`, GET, POST and DELETE"
-        " (nginx: `location / { proxy_pass …; }` without `limit_except`)"
+        "give the URL that `backchannel serve` prints; and let a proxy before it pass on every path"
+        " and method: `/v1/` and `/backchannel.v1.`, GET, POST and DELETE (nginx: `location / {"
+        " proxy_pass …; }` without `limit_except`)"
         if refusal.status
         else "give the address of `backchannel serve`, not of another gRPC server"
     )
     return Finding("missing_path", stream.door, text, fix)
+
+
+def _place(refusal: Refusal) -> str:
+    return f"that it leads to: {refusal.location}" if refusal.location else "that it leads to"
 
 
 def _of_silence(silence: Silence, after_s: float) -> Finding:
@@ -252,6 +259,11 @@ def _of_cancel(cancel: Cancel) -> Finding:
 
 def _buffering_fix(stream: Stream) -> str:
     fix = _fix(stream.server, _BUFFERING)
+    if stream.encoding and "caddy" in stream.server.lower():
+        return (
+            f"Caddy: it is compressed ({stream.encoding}): leave streams out of that, with"
+            " `@others not path */events /backchannel.v1.*` and `encode @others gzip`"
+        )
     if stream.encoding:
         fix += f"; it is compressed ({stream.encoding}): leave this path out of that"
     return fix
@@ -259,18 +271,24 @@ def _buffering_fix(stream: Stream) -> str:
 
 _BUFFERING: Final = {
     "nginx": "`proxy_buffering off` or let `X-Accel-Buffering: no` through",
-    "caddy": "`flush_interval -1` in `reverse_proxy`",
+    "HAProxy": "`option http-no-delay`",
+    "Caddy": "no `buffer_responses` (now `response_buffers`) in `reverse_proxy`",
 }
 _IDLE: Final = {
-    "nginx": "`proxy_read_timeout 1h`",
-    "haproxy": "`timeout server 1h` and `timeout client 1h`",
+    "nginx": "`proxy_read_timeout 1h` (`grpc_read_timeout` with `grpc_pass`)",
+    "HAProxy": "`timeout server 1h` and `timeout client 1h`",
+    "Caddy": "no `read_timeout` in `transport http`",
 }
-_CANCEL: Final = {"nginx": "`proxy_ignore_client_abort off`"}
+_CANCEL: Final = {
+    "nginx": "`proxy_ignore_client_abort off`",
+    "HAProxy": "`option abortonclose`",
+    "Caddy": "no `flush_interval -1` and no `buffer_responses` in `reverse_proxy`",
+}
 
 
 def _fix(server: str, fixes: dict[str, str]) -> str:
-    """The fix for the proxy that gave its name, else nginx's as the example."""
+    """The fix for the proxy that gave its name, else for all: HAProxy never gives it."""
     for name, fix in fixes.items():
-        if name in server.lower():
+        if name.lower() in server.lower():
             return f"{name}: {fix}"
-    return f"nginx: {fixes['nginx']}; other proxies have the like"
+    return "; ".join(f"{name}: {fix}" for name, fix in fixes.items())

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import struct
 import time
-from collections.abc import AsyncIterator
+import urllib.parse
+from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
 import httpx
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from backchannel.listen import Address
 from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
+from backchannel.probe.reach import Trust, agree_on_tls, knock, speaks
 from backchannel.probe.verdict import Arrival, Cancel, Measured, Refusal, Silence, Stream
 from backchannel.probe.wire import ServerSentEvents, WebFrames, WireError
 from backchannel.v1 import probe_service_pb2
@@ -23,6 +27,8 @@ SSE: Final = "SSE"
 
 _PROBE: Final = "/backchannel.v1.ProbeService/Probe"
 _SESSIONS: Final = "/v1/sessions"
+# To meet a large first piece at least once, when every other one is.
+_TRIES: Final = 12
 
 
 class _RefusedError(Exception):
@@ -30,44 +36,56 @@ class _RefusedError(Exception):
 
     def __init__(self, response: httpx.Response, said: str = "") -> None:
         request = f"{response.request.method} {_public(response.request.url.path)}"
-        self.refusal = Refusal(request, response.status_code, said)
+        location = _public(response.headers.get("location", ""))[:200]
+        self.refusal = Refusal(request, response.status_code, said, location)
         self.response = response
 
 
-async def measure(url: str, *, plan: Plan, tell: Tell) -> Measured:
+async def measure(url: str, *, trust: Trust, plan: Plan, tell: Tell) -> Measured:
     """Measure everything at once.
 
     Args:
         url: `http://…` or `https://…`; may have a path that the proxy takes away.
+        trust: Whose certificates to believe.
         plan: How much.
         tell: Called as it goes on.
 
     Raises:
         UnreachableError: Nobody is there, or its certificate is not to be trusted.
+        ValueError: It is no URL, or `trust` names no authority.
     """
     patience = httpx.Timeout(plan.deadline_s + plan.idle_s + PATIENCE_S, connect=PATIENCE_S)
-    # As browsers have it: HTTP/2 over TLS alone, and a proxy may compress. A proxy of this
-    # machine's own for its way out would be measured instead.
     tls = url.startswith("https:")
     try:
-        httpx.URL(url)
-    except httpx.InvalidURL as error:
-        raise UnreachableError(f"{url} is no URL: {error}") from error
-    async with httpx.AsyncClient(
-        base_url=url, http2=tls, timeout=patience, trust_env=False
-    ) as client:
-        try:
-            # Whatever the answer is, there is somebody to measure.
-            await client.get("/", timeout=PATIENCE_S)
-        except (httpx.HTTPError, OSError) as error:
-            why = str(error) or type(error).__name__
-            raise UnreachableError(f"{url} cannot be reached: {why}") from error
+        parsed = urllib.parse.urlsplit(url)
+        address = Address(parsed.hostname or "", parsed.port or (443 if tls else 80))
+    except ValueError as error:
+        raise ValueError(f"{url} is no URL: {error}") from None
+    if not address.host:
+        raise ValueError(f"{url} is no URL: it names no host")
+    context = trust.context()
+    if tls:
+        await agree_on_tls(address, context, "h2", "http/1.1")
+    else:
+        await knock(address)
+    # As browsers have it: HTTP/2 over TLS alone, and a proxy may compress. A proxy of this
+    # machine's own for its way out would be measured instead.
+    browser = functools.partial(
+        httpx.AsyncClient,
+        base_url=url,
+        verify=context,
+        http2=tls,
+        timeout=patience,
+        trust_env=False,
+    )
+    async with browser() as client:
+        await _greet(client, address, tls=tls)
         async with asyncio.TaskGroup() as group:
             web = group.create_task(_web_stream(client, plan, tell))
             sse = group.create_task(_sse_stream(client, plan, tell))
             web_silence = group.create_task(_web_silence(client, plan, tell))
             sse_silence = group.create_task(_sse_silence(client, plan, tell))
-            cancel = group.create_task(_cancel(client))
+            cancel = group.create_task(_cancel(client, browser))
     left = cancel.result()
     return Measured(
         url=url,
@@ -75,6 +93,33 @@ async def measure(url: str, *, plan: Plan, tell: Tell) -> Measured:
         silences=[found for task in (web_silence, sse_silence) if (found := task.result())],
         cancels=[left] if left else [],
     )
+
+
+async def _greet(client: httpx.AsyncClient, address: Address, *, tls: bool) -> None:
+    """See that HTTP is spoken. Whatever is answered, there is somebody to measure.
+
+    Raises:
+        UnreachableError: It is not.
+    """
+    try:
+        response = await client.get("/", timeout=PATIENCE_S)
+        # This is how some say that TLS is missing; others hang up.
+        if tls or response.status_code != httpx.codes.BAD_REQUEST:
+            return
+        why = "answers 400"
+    except (httpx.HTTPError, OSError) as error:
+        why = f"does not answer as HTTP does: {str(error) or type(error).__name__}"
+    spoken = "nothing known" if tls else await speaks(address)
+    if spoken == "TLS":
+        raise UnreachableError(f"{address} speaks TLS", "write https://")
+    if spoken == "HTTP/2":
+        raise UnreachableError(
+            f"{address} speaks HTTP/2 and nothing else: it is a port of gRPC",
+            f"write {address} to measure gRPC; browsers need Envoy in front"
+            " (`pip install 'backchannel[edge]'`), whose URL `backchannel serve` prints",
+        )
+    if why != "answers 400":
+        raise UnreachableError(f"{address} {why}", "see that it is the address of a web server")
 
 
 # --- gRPC-Web ---------------------------------------------------------------------------------
@@ -194,8 +239,14 @@ async def _sse_stream(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Stre
             client, engineOptions=options, sampling={"maxTokens": plan.frames}
         ) as path:
             reading = _Reading(client, path, arrivals, tell, plan)
-            task = asyncio.create_task(reading.run())
+            # Of what it compresses.
+            compressed = "content-encoding" in (await client.get(path)).headers
+            task = asyncio.create_task(reading.run(_TRIES if compressed else 1))
             try:
+                if compressed:
+                    with contextlib.suppress(TimeoutError):
+                        async with asyncio.timeout(PATIENCE_S):
+                            await reading.opened.wait()
                 await _say(client, path)
                 await asyncio.wait([task], timeout=plan.deadline_s)
                 if not task.done():
@@ -229,22 +280,42 @@ class _Reading:
         self._tell, self._plan = tell, plan
         self.answer: httpx.Response | None = None
         self.whole = False
+        # Set when it reads, or has given up.
+        self.opened = asyncio.Event()
 
-    async def run(self) -> None:
-        """Read until the turn has ended."""
+    async def run(self, tries: int) -> None:
+        """Read until the turn has ended.
+
+        Caddy compresses a stream, and then holds it, only if its first piece is large. Which piece
+        comes first is chance: so the stream is opened until it is compressed.
+
+        Args:
+            tries: How often to open it at most.
+        """
+        try:
+            for left in reversed(range(tries)):
+                async with _events(self._client, self._path) as self.answer:
+                    if left and "content-encoding" not in self.answer.headers:
+                        continue
+                    self.opened.set()
+                    await self._read(self.answer)
+                    return
+        finally:
+            self.opened.set()
+
+    async def _read(self, answer: httpx.Response) -> None:
         decoder = ServerSentEvents()
-        async with _events(self._client, self._path) as self.answer:
-            async for chunk in self.answer.aiter_bytes():
-                for name, data in decoder.feed(chunk):
-                    if name == "output_delta":
-                        sent = Timestamp()
-                        sent.FromJsonString(json.loads(data)["time"])
-                        sent_s = sent.ToNanoseconds() / 1e9
-                        self._arrivals.append(Arrival(sent_s, time.monotonic()))
-                        self._tell(SSE, len(self._arrivals), self._plan.frames)
-                    elif name == "turn_finished":
-                        self.whole = True
-                        return
+        async for chunk in answer.aiter_bytes():
+            for name, data in decoder.feed(chunk):
+                if name == "output_delta":
+                    sent = Timestamp()
+                    sent.FromJsonString(json.loads(data)["time"])
+                    sent_s = sent.ToNanoseconds() / 1e9
+                    self._arrivals.append(Arrival(sent_s, time.monotonic()))
+                    self._tell(SSE, len(self._arrivals), self._plan.frames)
+                elif name == "turn_finished":
+                    self.whole = True
+                    return
 
 
 async def _sse_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Silence | None:
@@ -275,12 +346,15 @@ async def _sse_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Sil
     return Silence(SSE, plan.idle_s, cut_s, server)
 
 
-async def _cancel(client: httpx.AsyncClient) -> Cancel | None:
+async def _cancel(
+    client: httpx.AsyncClient, browser: Callable[[], httpx.AsyncClient]
+) -> Cancel | None:
     """Leave an answer that stops when nobody reads it."""
     server = ""
 
     async def read(path: str) -> None:
-        async with _events(client, path) as answer:
+        # A connection of its own, which ends with it: httpx does not reset a stream of HTTP/2.
+        async with browser() as another, _events(another, path) as answer:
             async for _ in answer.aiter_bytes():
                 pass
 
