@@ -45,7 +45,7 @@ from backchannel.host.questions import can_continue, check_message
 from backchannel.host.reader import Reader
 from backchannel.host.runner import EngineRun, Runner, Spawn
 from backchannel.log.protocol import Checkpoint, Head, Log, not_found, trimmed
-from backchannel.session.decision import Decision, SetTimer, StartEngine, StopEngine
+from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
 from backchannel.session.session import Session
 from backchannel.session.table import Phase
 from backchannel.v1 import frame_pb2, session_pb2
@@ -271,6 +271,10 @@ class LiveSession:
         for effect in effects:
             if type(effect) is StartEngine:
                 self._runs[effect.run_id] = self._resources.runner.start(effect, self)
+            elif type(effect) is HoldEngine:
+                held = self._runs.get(effect.run_id)
+                if held is not None:
+                    held.hold(effect.hold)
             elif type(effect) is SetTimer:
                 self._set_timer(effect.at_ns)
 
@@ -287,9 +291,9 @@ class LiveSession:
 
     # --- what the engine says ----------------------------------------------------------------
 
-    def run_admitted(self, run_id: str) -> None:
-        """The engine is asked from now on."""
-        self._input(self._core.engine_admitted, run_id)
+    def run_admitted(self, run_id: str, model: str) -> None:
+        """This model is asked from now on."""
+        self._input(self._core.engine_admitted, run_id, model)
 
     def run_text(self, run_id: str, chunk: TextChunk) -> None:
         """Text came."""

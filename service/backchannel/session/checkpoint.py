@@ -1,9 +1,10 @@
 """The folded state as bytes, so that the log may drop the events before it.
 
 Private to the service and versioned: a reader refuses a version it does not know. Version 1 has
-neither the timing of a turn nor the place of a call in its text. Made only while
-nothing runs, so a running turn or an open call is always told by events that are still there.
-The encoding is a CRC-32 in hexadecimal and JSON, with protobuf messages as base64 of their bytes.
+neither the timing of a turn nor the place of a call in its text; version 2 knows no calls that
+outlive their turn. Made only while nothing runs and no call is open, so a running turn or an open
+call is always told by events that are still there. The encoding is a CRC-32 in hexadecimal and
+JSON, with protobuf messages as base64 of their bytes.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from backchannel.session.configuration import SECOND_NS
 from backchannel.session.receipts import FrameRecord
 from backchannel.session.state import Queued, SessionState
 from backchannel.session.table import Phase
-from backchannel.session.turn import Call, Mark, Pace, Round, Turn
+from backchannel.session.turn import Call, Deferred, Mark, Pace, Round, Turn
 from backchannel.v1 import event_pb2, session_pb2
 
-VERSION: Final = 2
-READABLE: Final = (1, VERSION)
+VERSION: Final = 3
+READABLE: Final = (1, 2, VERSION)
 FRAMES_KEPT_NS: Final = 24 * 3600 * SECOND_NS
 
 _M = TypeVar("_M", bound=Message)
@@ -47,10 +48,10 @@ def dump(state: SessionState) -> bytes:
     """Encode a state.
 
     Raises:
-        ValueError: A turn runs.
+        ValueError: A turn runs, or a call is open.
     """
-    if state.phase is not Phase.IDLE:
-        raise ValueError(f"no checkpoint while {state.phase.value}")
+    if state.phase is not Phase.IDLE or state.open:
+        raise ValueError(f"no checkpoint while {state.phase.value}, {len(state.open)} calls open")
     oldest_ns = state.update_ns - FRAMES_KEPT_NS
     record: dict[str, Any] = {
         "version": VERSION,
@@ -68,17 +69,47 @@ def dump(state: SessionState) -> bytes:
             for queued in state.queue
         ],
         "frames": [
-            [frame_id, frame.digest.hex(), frame.seq, frame.turn_id, frame.time_ns, frame.rank]
+            [
+                frame_id,
+                frame.digest.hex(),
+                frame.seq,
+                frame.turn_id,
+                frame.time_ns,
+                frame.rank,
+                frame.delivery,
+            ]
             for frame_id, frame in state.frames.applied()
             if frame.time_ns >= oldest_ns
         ],
     }
+    if state.deferred:
+        record["deferred"] = [_dump_deferred(ended) for ended in state.deferred]
+    if state.history_dropped:
+        record["history_dropped"] = state.history_dropped
     body = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
     return b"%08x" % crc32(body) + body
 
 
+def _dump_deferred(ended: Deferred) -> list[Any]:
+    return [ended.call_id, ended.outcome, _pack(ended.result), ended.by_itself, ended.time_ns]
+
+
+def _load_deferred(record: list[Any]) -> Deferred:
+    call_id, outcome, result, by_itself, time_ns = record
+    return Deferred(
+        call_id,
+        outcome,
+        _unpack(session_pb2.ToolResult, result) if result is not None else None,
+        by_itself,
+        time_ns,
+    )
+
+
 def _dump_turn(turn: Turn) -> dict[str, Any]:
     return {
+        # Most turns have neither.
+        **({"told": [_dump_deferred(ended) for ended in turn.told]} if turn.told else {}),
+        **({"dropped": True} if turn.dropped else {}),
         "turn_id": turn.turn_id,
         "frame_ids": turn.frame_ids,
         "inputs": [_pack(message) for message in turn.inputs],
@@ -101,6 +132,8 @@ def _dump_turn(turn: Turn) -> dict[str, Any]:
                 call.outcome,
                 _pack(call.result),
                 call.late_results,
+                call.awaited,
+                call.told_later,
             ]
             for call in turn.calls
         ],
@@ -155,10 +188,11 @@ def _load(record: dict[str, Any]) -> SessionState:
         state.queue.append(
             Queued(frame_id, _unpack(session_pb2.UserMessage, message), seq, time_ns, bool(urgent))
         )
-    for frame_id, digest, seq, turn_id, time_ns, rank in record["frames"]:
-        state.frames.restore(
-            frame_id, FrameRecord(bytes.fromhex(digest), seq, turn_id, time_ns, rank)
-        )
+    for frame_id, digest, *rest in record["frames"]:
+        state.frames.restore(frame_id, FrameRecord(bytes.fromhex(digest), *rest))
+    state.deferred = [_load_deferred(ended) for ended in record.get("deferred", ())]
+    state.history_dropped = record.get("history_dropped", 0)
+    state.credit_window = state.config.limits.max_unacked_chars
     return state
 
 
@@ -185,6 +219,8 @@ def _load_turn(record: dict[str, Any]) -> Turn:
             Mark(seq, event_pb2.Channel.ValueType(channel), end, tokens, call_id)
             for seq, channel, end, tokens, call_id in record["marks"]
         ],
+        told=[_load_deferred(ended) for ended in record.get("told", ())],
+        dropped=record.get("dropped", False),
         calls=calls,
         rounds=rounds,
         delivered_tokens=record["delivered_tokens"],
@@ -210,7 +246,8 @@ def _placed(record: dict[str, Any], rounds: list[Round]) -> Iterator[list[Any]]:
 
 def _load_call(turn_id: str, record: list[Any]) -> Call:
     call_id, name, text_offset, ready, arguments, *rest = record
-    idle_ns, deadline_ns, outcome, result, late = rest
+    idle_ns, deadline_ns, outcome, result, late, *since_3 = rest
+    awaited, told_later = since_3 or (True, False)
     return Call(
         call_id=call_id,
         turn_id=turn_id,
@@ -223,4 +260,6 @@ def _load_call(turn_id: str, record: list[Any]) -> Call:
         outcome=outcome,
         result=_unpack(session_pb2.ToolResult, result) if result is not None else None,
         late_results=late,
+        awaited=awaited,
+        told_later=told_later,
     )

@@ -17,6 +17,8 @@ SECOND_NS: Final = 1_000_000_000
 MAX_TURN_DURATION_S: Final = 600
 MAX_TOOL_ROUNDS: Final = 8
 MAX_QUEUED_MESSAGES: Final = 16
+MAX_STEER_TOKENS: Final = 64
+MAX_STEER_DELAY_S: Final = 5
 GRACE_S: Final = 30
 IDLE_TIMEOUT_S: Final = 60
 TIMEOUT_S: Final = 300
@@ -44,6 +46,12 @@ def effective_config(
         limits.max_tool_rounds = MAX_TOOL_ROUNDS
     if not limits.HasField("max_queued_messages"):
         limits.max_queued_messages = MAX_QUEUED_MESSAGES
+    if not limits.HasField("max_steer_tokens"):
+        limits.max_steer_tokens = MAX_STEER_TOKENS
+    if not limits.HasField("max_steer_delay"):
+        limits.max_steer_delay.CopyFrom(Duration(seconds=MAX_STEER_DELAY_S))
+    if full.context_policy == session_pb2.CONTEXT_POLICY_UNSPECIFIED:
+        full.context_policy = session_pb2.CONTEXT_POLICY_REFUSE
     policy = full.on_disconnect
     if policy.action == session_pb2.DisconnectPolicy.ACTION_UNSPECIFIED:
         policy.action = session_pb2.DisconnectPolicy.ACTION_CANCEL_AFTER_GRACE

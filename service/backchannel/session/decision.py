@@ -46,13 +46,21 @@ class StopEngine:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldEngine:
+    """Take no more output of a run (`hold`), or go on taking it: its reader is out of credit."""
+
+    run_id: str
+    hold: bool
+
+
+@dataclass(frozen=True, slots=True)
 class SetTimer:
     """Call `Session.tick` at this Unix time in nanoseconds; None disarms. There is one timer."""
 
     at_ns: int | None
 
 
-Effect = StartEngine | StopEngine | SetTimer
+Effect = StartEngine | StopEngine | HoldEngine | SetTimer
 
 
 class Decision(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Final
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Owner
-from backchannel.session.state import SessionState
+from backchannel.session.state import URGENT, SessionState
 from backchannel.session.table import Phase
 from backchannel.session.tools import Tools
 from backchannel.session.turn import Turn
@@ -59,8 +59,8 @@ class Inputs:
             case "message":
                 return self._message(frame.message)
             case "tool_result":
-                seq, turn_id = self._tools.result(frame.tool_result)
-                return _ACCEPTED, seq, turn_id
+                answered = self._tools.result(frame.tool_result)
+                return (_ACCEPTED, *answered) if answered is not None else (_STALE, 0, "")
             case "tool_progress":
                 taken = self._tools.progress(frame.tool_progress)
                 return (_ACCEPTED, *taken) if taken is not None else (_STALE, 0, "")
@@ -90,7 +90,7 @@ class Inputs:
         offset = message.displayed_offset if message.HasField("displayed_offset") else None
         seen = last if message.expected_turn_id else self._turn_at(message.displayed_seq)
         self._check_position("message", message.displayed_seq, offset, seen)
-        urgent = message.delivery == session_pb2.DELIVERY_INTERRUPT
+        urgent = message.delivery in URGENT
         self._check_room(message, urgent)
         self._saw(seen, message.displayed_seq, offset)
         self._owner.absent_since_ns = max(self._owner.absent_since_ns, draft.now_ns)
@@ -99,7 +99,9 @@ class Inputs:
             event_pb2.InputAccepted(frame_id=draft.frame_id, message=message),
             caused=True,
         )
-        if urgent and last is not None:
+        if message.delivery == session_pb2.DELIVERY_STEER and state.running is not None:
+            self._turns.steer()
+        elif urgent and last is not None:
             explicit = offset is not None or message.displayed_seq > 0
             self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit)
         self._turns.start_next()
@@ -125,7 +127,14 @@ class Inputs:
                 field="message",
             )
 
-    def _cut_short(self, turn: Turn, keep: event_pb2.Keep.ValueType, *, explicit: bool) -> int:
+    def _cut_short(
+        self,
+        turn: Turn,
+        keep: event_pb2.Keep.ValueType,
+        tools: session_pb2.ToolDisposition.ValueType = session_pb2.TOOL_DISPOSITION_UNSPECIFIED,
+        *,
+        explicit: bool,
+    ) -> int:
         """Stop `turn`, or cut it back if it ended before the reader had seen all of it.
 
         Returns:
@@ -136,7 +145,7 @@ class Inputs:
         if state.running is turn:
             if state.phase is Phase.STOPPING or owner.stop is not None:
                 return 0
-            return self._turns.interrupt(keep, displayed)
+            return self._turns.interrupt(keep, displayed, tools)
         if (
             turn is not state.last_turn
             or state.phase is not Phase.IDLE
@@ -165,6 +174,7 @@ class Inputs:
             seq = draft.emit(
                 "input_withdrawn", event_pb2.InputWithdrawn(frame_id=wanted), caused=True
             )
+            self._turns.withdrawn()
             return _ACCEPTED, seq, ""
         turn = next(
             (
@@ -183,7 +193,7 @@ class Inputs:
             return _STALE, 0, turn.turn_id if turn else interrupt.turn_id
         self._saw(turn, interrupt.displayed_seq, offset)
         explicit = offset is not None or interrupt.displayed_seq > 0
-        seq = self._cut_short(turn, interrupt.keep, explicit=explicit)
+        seq = self._cut_short(turn, interrupt.keep, interrupt.tools, explicit=explicit)
         return _ACCEPTED if seq else _STALE, seq, turn.turn_id
 
     def _ack(self, ack: frame_pb2.Ack) -> Answer:
@@ -191,6 +201,7 @@ class Inputs:
         turn = self._turn_at(ack.displayed_seq)
         self._check_position("ack", ack.displayed_seq, offset, turn)
         self._saw(turn, ack.displayed_seq, offset)
+        self._turns.credit()
         return _ACCEPTED, 0, ""
 
     def _turn_at(self, seq: int) -> Turn | None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from google.rpc.status_pb2 import Status
 
+from backchannel.session.steering import Steer
 from backchannel.session.turn import Turn
 from backchannel.v1 import session_pb2
 
@@ -23,6 +24,7 @@ class Run:
         wasted: Tokens of it that came after a stop.
         calls: The ids of its tool calls by the engine's own numbering.
         ready_calls: How many of them were announced.
+        continued: It goes on from the round's beginning.
     """
 
     run_id: str
@@ -32,6 +34,7 @@ class Run:
     wasted: int = 0
     calls: dict[int, str] = field(default_factory=dict)
     ready_calls: int = 0
+    continued: bool = False
 
 
 @dataclass(slots=True)
@@ -48,12 +51,16 @@ class Bill:
     """What the running turn has cost so far, beyond what its events tell.
 
     Attributes:
-        admitted_ns: When an engine first took it up; 0 if none has, or if nobody knows any more.
+        admitted_ns: When an engine first took it up; 0 if none has, -1 if nobody knows any more.
+        model: Who answered last, as `engine/name`.
+        paused_ns: How long it waited for credit, the present pause left out.
         wasted: Tokens computed but not in the log.
         estimated: Some engine could not confirm its count.
     """
 
     admitted_ns: int = 0
+    model: str = ""
+    paused_ns: int = 0
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     wasted: int = 0
@@ -109,6 +116,8 @@ class Owner:
     """All soft state of one session.
 
     Attributes:
+        steer: A message waits to redirect the running turn.
+        paused_since_ns: Generation waits for credit since then; 0 if it does not.
         readers: How many readers count for the disconnect policy.
         absent_since_ns: With no reader: since when; a message that arrives counts as a sign of
             life.
@@ -118,6 +127,8 @@ class Owner:
 
     run: Run | None = None
     stop: Stop | None = None
+    steer: Steer | None = None
+    paused_since_ns: int = 0
     bill: Bill = field(default_factory=Bill)
     displayed: Displayed = field(default_factory=Displayed)
     progress: dict[str, Progress] = field(default_factory=dict)

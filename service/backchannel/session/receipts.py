@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from backchannel.v1 import event_pb2
+from backchannel.v1 import event_pb2, session_pb2
 
 # Which event is a frame's own, if it caused several: the one with the highest rank.
 _RANK: Final = {
@@ -22,8 +22,10 @@ _RANK: Final = {
     "turn_truncated": 7,
     "input_withdrawn": 7,
     "tool_call_finished": 2,
+    "tool_call_output": 1,
     "tool_call_progressed": 1,
 }
+_OWN_RESULT: Final = 10
 _QUIET_KEPT: Final = 256
 
 
@@ -37,6 +39,7 @@ class FrameRecord:
         turn_id: The turn that its receipt named.
         time_ns: When it was applied.
         rank: Of the event that `seq` names.
+        delivery: How a message met the session.
     """
 
     digest: bytes
@@ -44,6 +47,7 @@ class FrameRecord:
     turn_id: str
     time_ns: int
     rank: int = 0
+    delivery: session_pb2.Delivery.ValueType = session_pb2.DELIVERY_UNSPECIFIED
 
 
 class FrameBook:
@@ -59,16 +63,31 @@ class FrameBook:
         """The record of a frame that was applied."""
         return self._applied.get(frame_id) or self._quiet.get(frame_id)
 
-    def record(self, event: event_pb2.Event, kind: str, turn_id: str) -> None:
+    def record(
+        self,
+        event: event_pb2.Event,
+        kind: str,
+        turn_id: str,
+        delivery: session_pb2.Delivery.ValueType,
+    ) -> None:
         """An event that a frame caused was applied."""
         rank = _RANK.get(kind, 0)
+        if kind == "tool_call_finished" and event.tool_call_finished.HasField("result"):
+            rank = _OWN_RESULT  # It is the frame's own, whatever turn it also stops.
         known = self._applied.get(event.frame_id)
         if known is None:
             now_ns = event.time.seconds * 1_000_000_000 + event.time.nanos
             self._applied[event.frame_id] = FrameRecord(
-                event.frame_digest, event.seq, turn_id, now_ns, rank
+                event.frame_digest,
+                event.seq,
+                turn_id,
+                now_ns,
+                rank,
+                delivery if kind == "input_accepted" else session_pb2.DELIVERY_UNSPECIFIED,
             )
             return
+        if known.delivery and delivery:
+            known.delivery = delivery  # A message that stops a turn is logged before the stop.
         if kind == "turn_started":
             # A message whose turn starts at once: its receipt names that turn.
             known.turn_id = turn_id

@@ -25,6 +25,7 @@ from typing import Final
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session import checkpoint as checkpoints
 from backchannel.session.configuration import (
+    GRACE_S,
     SECOND_NS,
     SESSION_IDLE_S,
     frame_digest,
@@ -140,13 +141,14 @@ class Session:
 
     @property
     def active(self) -> bool:
-        """A turn runs or a message waits: a new owner must look at it."""
-        return self.state.running is not None or bool(self.state.queue)
+        """Something runs or waits: a new owner must look at it."""
+        state = self.state
+        return bool(state.running or state.queue or state.open or state.deferred)
 
     @property
     def quiescent(self) -> bool:
-        """Nothing runs, so that a checkpoint may be made."""
-        return self.state.phase is Phase.IDLE
+        """Nothing runs and no call is open, so that a checkpoint may be made."""
+        return self.state.phase is Phase.IDLE and not self.state.open
 
     def view(self) -> session_pb2.Session:
         """As clients see it."""
@@ -210,16 +212,19 @@ class Session:
                     error=error.to_status(),
                 )
             )
+        delivery = session_pb2.DELIVERY_UNSPECIFIED
         if frame_id and not seq:
             self.state.frames.note_quiet(frame_id, digest, turn_id, draft.now_ns)
         if frame_id and seq:
             # The receipt is read from the very record that answers a repeat, also after a crash.
             record = self.state.frames.find(frame_id)
             if record is not None:
-                seq, turn_id = record.seq, record.turn_id
+                seq, turn_id, delivery = record.seq, record.turn_id, record.delivery
         self._set_timer()
         return draft.take(
-            frame_pb2.Receipt(frame_id=frame_id, status=status, seq=seq, turn_id=turn_id)
+            frame_pb2.Receipt(
+                frame_id=frame_id, status=status, seq=seq, turn_id=turn_id, delivery=delivery
+            )
         )
 
     def _repeated(self, frame_id: str, digest: bytes, known: FrameRecord) -> frame_pb2.Receipt:
@@ -234,14 +239,15 @@ class Session:
             status=frame_pb2.RECEIPT_STATUS_DUPLICATE,
             seq=known.seq,
             turn_id=known.turn_id,
+            delivery=known.delivery,
         )
 
     # --- the engine --------------------------------------------------------------------------
 
-    def engine_admitted(self, run_id: str, now_ns: int) -> Decision:
-        """The engine has taken a question up."""
+    def engine_admitted(self, run_id: str, model: str, now_ns: int) -> Decision:
+        """An engine has taken a question up: `model`, as `engine/name`."""
         self._draft.begin(now_ns)
-        self._turns.admitted(run_id)
+        self._turns.admitted(run_id, model)
         return self._draft.take()
 
     def engine_text(
@@ -256,6 +262,9 @@ class Session:
         """The engine yielded tokens of text or reasoning."""
         self._draft.begin(now_ns)
         self._turns.text(run_id, channel, text, token_count, logprobs)
+        owner = self._owner
+        if owner.stop is not None or owner.paused_since_ns:
+            self._set_timer()  # A boundary was reached, or the credit is used up.
         return self._draft.take()
 
     def engine_tool_started(self, run_id: str, index: int, name: str, now_ns: int) -> Decision:
@@ -327,7 +336,10 @@ class Session:
             elif self._grace_deadline_ns(turn, now_ns) <= now_ns:
                 self._turns.stop(session_pb2.FINISH_REASON_DISCONNECTED, "DISCONNECTED")
             else:
-                self._tools.tick()
+                steer_ns = self._turns.steer_deadline_ns
+                if steer_ns is not None and steer_ns <= now_ns:
+                    self._turns.steer_now()
+        self._tools.tick()
         return self._timed(always=True)
 
     def readers_changed(self, count: int, now_ns: int) -> Decision:
@@ -365,10 +377,12 @@ class Session:
         """
         now_ns = self._draft.begin(now_ns)
         owner, turn = self._owner, self.state.running
-        owner.absent_since_ns = now_ns
+        owner.absent_since_ns = owner.recovered_ns = now_ns
         if turn is not None:
             owner.bill.estimated = True
-            owner.recovered_ns = now_ns
+            owner.bill.admitted_ns = -1
+            if any(queued.steers for queued in self.state.queue):
+                self._turns.steer()
             if self.state.phase is Phase.STOPPING:
                 self._turns.finish(session_pb2.FINISH_REASON_INTERRUPTED)
             elif self.state.phase is Phase.GENERATING and (
@@ -415,6 +429,7 @@ class Session:
                 self._draft.effect(StopEngine(run.run_id))
             # Nobody will be there to hear the engine's confirmation.
             self._turns.abandon()
+        self._turns.close_all_calls("CLOSED")
         self._draft.emit("session_closed", event_pb2.SessionClosed(reason=reason))
         return self._timed()
 
@@ -425,7 +440,14 @@ class Session:
     def _grace_deadline_ns(self, turn: Turn, now_ns: int) -> int:
         """When the running turn ends for want of readers; far away if it does not."""
         policy, never = self.state.config.on_disconnect, 2**63
-        if self._owner.readers or policy.action == _POLICY.ACTION_CONTINUE:
+        paused_ns = self._owner.paused_since_ns
+        if policy.action == _POLICY.ACTION_CONTINUE:
+            return never
+        if paused_ns and self._owner.readers:
+            # Who is there and does not say what they have seen may as well be gone, which takes a
+            # while to tell under CANCEL_NOW too.
+            return paused_ns + (grace_ns(self.state.config) or GRACE_S * SECOND_NS)
+        if self._owner.readers:
             return never
         if policy.action == _POLICY.ACTION_CANCEL_NOW:
             return now_ns
@@ -434,15 +456,16 @@ class Session:
 
     def _next_ns(self) -> int | None:
         owner, turn = self._owner, self.state.running
-        if turn is None:
-            return None
+        due = [self._tools.next_ns()]
         if owner.stop is not None:
-            return owner.stop.deadline_ns
-        due = [self._turn_deadline_ns(turn), self._grace_deadline_ns(turn, self._draft.now_ns)]
-        tools_ns = self._tools.next_ns()
-        if tools_ns is not None:
-            due.append(tools_ns)
-        return min(due)
+            due.append(owner.stop.deadline_ns)
+        elif turn is not None:
+            due += [
+                self._turn_deadline_ns(turn),
+                self._grace_deadline_ns(turn, self._draft.now_ns),
+                self._turns.steer_deadline_ns,
+            ]
+        return min((at_ns for at_ns in due if at_ns is not None), default=None)
 
     def _set_timer(self, *, always: bool = False) -> None:
         at_ns = self._next_ns()

@@ -8,15 +8,19 @@ transition table does not allow, a gap in the numbers, a turn or call that does 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session.receipts import FrameBook
 from backchannel.session.table import TRANSITIONS, Guard, Phase
-from backchannel.session.turn import OPEN, Call, Turn
+from backchannel.session.turn import OPEN, Call, Deferred, Turn
 from backchannel.v1 import event_pb2, session_pb2
+
+URGENT: Final = (session_pb2.DELIVERY_INTERRUPT, session_pb2.DELIVERY_STEER)
 
 
 def to_ns(stamp: Timestamp) -> int:
@@ -37,7 +41,7 @@ class Queued:
     Attributes:
         seq: Its `InputAccepted`.
         time_ns: When it was accepted.
-        urgent: It goes before the ordinary ones (`DELIVERY_INTERRUPT`).
+        urgent: It goes before the ordinary ones (`DELIVERY_INTERRUPT`, `DELIVERY_STEER`).
     """
 
     frame_id: str
@@ -45,6 +49,22 @@ class Queued:
     seq: int
     time_ns: int
     urgent: bool
+
+    @property
+    def steers(self) -> bool:
+        """It is to redirect a running turn at a boundary."""
+        return self.message.delivery == session_pb2.DELIVERY_STEER
+
+
+def exchanges(history: Iterable[session_pb2.Message]) -> list[list[session_pb2.Message]]:
+    """A conversation cut before each message of the user that follows something else."""
+    groups: list[list[session_pb2.Message]] = []
+    for message in history:
+        before = groups[-1][-1].role if groups else session_pb2.ROLE_UNSPECIFIED
+        if not groups or (message.role == session_pb2.ROLE_USER and before != message.role):
+            groups.append([])
+        groups[-1].append(message)
+    return groups
 
 
 @dataclass(slots=True)
@@ -55,6 +75,10 @@ class SessionState:
         turns: All turns, oldest first; the last one may be running.
         queue: Messages that wait, in the order in which they will be answered.
         calls: Every call of every turn by its id.
+        open: Those that are announced and have no result, by id, oldest first.
+        deferred: Ends of calls that the model is yet to be told, in the order in which they came.
+        history_dropped: How many exchanges of the imported history are left out of the prompt.
+        credit_window: `Limits.max_unacked_chars`; 0 for none.
         content_bytes: Size of what was said, for the limit on a session's growth.
     """
 
@@ -68,9 +92,13 @@ class SessionState:
     turns: list[Turn] = field(default_factory=list)
     queue: list[Queued] = field(default_factory=list)
     calls: dict[str, Call] = field(default_factory=dict)
+    open: dict[str, Call] = field(default_factory=dict)
+    deferred: list[Deferred] = field(default_factory=list)
+    history_dropped: int = 0
     frames: FrameBook = field(default_factory=FrameBook)
     total_usage: session_pb2.Usage = field(default_factory=session_pb2.Usage)
     content_bytes: int = 0
+    credit_window: int = 0
 
     @property
     def running(self) -> Turn | None:
@@ -106,13 +134,14 @@ class SessionState:
             turn.add_delta(event.seq, event.output_delta, now_ns)
             self.content_bytes += len(event.output_delta.text)
         else:
+            delivery = self._delivery_of(event, kind)
             getattr(self, f"_apply_{kind}")(event, getattr(event, kind), now_ns)
-            if target is Guard.OPEN_CALLS_LEFT:
-                waiting = bool(self.turns[-1].open_calls)
+            if target is Guard.AWAITED_CALLS_LEFT:
+                waiting = self.turns[-1].waits
                 target = Phase.WAITING_FOR_TOOLS if waiting else Phase.GENERATING
             self.phase = Phase(target)
             if event.frame_id:
-                self.frames.record(event, kind, self._turn_of(event, kind))
+                self.frames.record(event, kind, self._turn_of(event, kind), delivery)
         self.last_seq = event.seq
         self.update_ns = now_ns
 
@@ -122,9 +151,22 @@ class SessionState:
             return self.calls[event.tool_call_finished.call_id].turn_id
         if kind == "tool_call_progressed":
             return self.calls[event.tool_call_progressed.call_id].turn_id
+        if kind == "tool_call_output":
+            return self.calls[event.tool_call_output.call_id].turn_id
         if kind in ("turn_started", "turn_interrupted", "turn_truncated"):
             return str(getattr(event, kind).turn_id)
         return ""
+
+    def _delivery_of(self, event: event_pb2.Event, kind: str) -> session_pb2.Delivery.ValueType:
+        """How a message meets the session; to be asked before the event is applied."""
+        if kind in ("turn_interrupted", "turn_truncated"):
+            return session_pb2.DELIVERY_INTERRUPT
+        if kind != "input_accepted":
+            return session_pb2.DELIVERY_UNSPECIFIED
+        steers = event.input_accepted.message.delivery == session_pb2.DELIVERY_STEER
+        if steers and self.phase in (Phase.GENERATING, Phase.WAITING_FOR_TOOLS):
+            return session_pb2.DELIVERY_STEER
+        return session_pb2.DELIVERY_QUEUE
 
     def _corrupt(self, event: event_pb2.Event, message: str) -> BackchannelError:
         return BackchannelError(
@@ -149,6 +191,7 @@ class SessionState:
     ) -> None:
         self.session_id = opened.session.session_id
         self.config = opened.session.config
+        self.credit_window = self.config.limits.max_unacked_chars
         self.config_digest = event.frame_digest
         self.create_ns = now_ns
 
@@ -156,7 +199,7 @@ class SessionState:
         self, event: event_pb2.Event, accepted: event_pb2.InputAccepted, now_ns: int
     ) -> None:
         message = accepted.message
-        urgent = message.delivery == session_pb2.DELIVERY_INTERRUPT
+        urgent = message.delivery in URGENT
         queued = Queued(accepted.frame_id, message, event.seq, now_ns, urgent)
         place = sum(other.urgent for other in self.queue) if urgent else len(self.queue)
         self.queue.insert(place, queued)
@@ -176,9 +219,15 @@ class SessionState:
     ) -> None:
         count = len(started.frame_ids)
         taken = self.queue[:count]
-        if not taken or [queued.frame_id for queued in taken] != list(started.frame_ids):
+        if [queued.frame_id for queued in taken] != list(started.frame_ids):
             raise self._corrupt(event, "starts a turn for messages that do not wait")
+        told = self.deferred[: len(started.call_ids)]
+        if [deferred.call_id for deferred in told] != list(started.call_ids):
+            raise self._corrupt(event, "starts a turn for results that do not wait")
+        if not taken and not told:
+            raise self._corrupt(event, "starts a turn for nothing")
         del self.queue[:count]
+        del self.deferred[: len(told)]
         if self.turns:
             self.turns[-1].forget_marks()
         self.turns.append(
@@ -187,7 +236,10 @@ class SessionState:
                 frame_ids=list(started.frame_ids),
                 inputs=[queued.message for queued in taken],
                 model=started.model,
-                accepted_ns=taken[0].time_ns,
+                told=told,
+                accepted_ns=min(
+                    [queued.time_ns for queued in taken] + [ended.time_ns for ended in told]
+                ),
                 started_ns=now_ns,
                 started_seq=event.seq,
             )
@@ -200,7 +252,7 @@ class SessionState:
         if started.call_id in self.calls:
             raise self._corrupt(event, "starts a tool call that there is already")
         turn.enter_round(started.round)
-        call = Call(started.call_id, turn.turn_id, started.name, turn.text_chars)
+        call = Call(started.call_id, turn.turn_id, started.name, turn.text_chars, started.round)
         turn.calls.append(call)
         self.calls[call.call_id] = call
 
@@ -221,6 +273,9 @@ class SessionState:
         if call.ready:
             raise self._corrupt(event, "announces a tool call again")
         call.ready = True
+        spec = next((tool for tool in self.config.tools if tool.name == call.name), None)
+        call.awaited = spec is None or not spec.HasField("blocking") or spec.blocking
+        self.open[call.call_id] = call
         call.arguments = [ready.arguments_json]
         call.idle_deadline_ns = to_ns(ready.idle_deadline)
         call.deadline_ns = to_ns(ready.deadline)
@@ -233,6 +288,16 @@ class SessionState:
         if not call.open:
             raise self._corrupt(event, "is about a tool call that is not open")
         call.idle_deadline_ns = to_ns(progressed.idle_deadline)
+
+    def _apply_tool_call_output(
+        self, event: event_pb2.Event, output: event_pb2.ToolCallOutput, now_ns: int
+    ) -> None:
+        call = self._call(event, output.call_id)
+        if not call.open or output.index != len(call.parts):
+            raise self._corrupt(event, "is a part of a result that does not fit")
+        call.parts.append(output)
+        call.parts_bytes += output.ByteSize()
+        call.idle_deadline_ns = to_ns(output.idle_deadline)
 
     def _apply_tool_call_cancelled(
         self, event: event_pb2.Event, cancelled: event_pb2.ToolCallCancelled, now_ns: int
@@ -249,17 +314,32 @@ class SessionState:
             if call.outcome == OPEN:
                 raise self._corrupt(event, "is a late result of a call that has none in time")
             call.late_results += 1
-            return
-        if not call.open:
+        elif not call.open:
             raise self._corrupt(event, "ends a tool call that is not open")
-        call.outcome = finished.outcome
-        call.result = finished.result if finished.HasField("result") else None
+        result = finished.result if finished.HasField("result") else None
+        if finished.scheduling:
+            by_itself = finished.scheduling != session_pb2.SCHEDULING_SILENT
+            self.deferred.append(
+                Deferred(call.call_id, finished.outcome, result, by_itself, now_ns)
+            )
+        if finished.late:
+            return
+        call.outcome, call.result = finished.outcome, result
+        call.told_later = finished.scheduling != session_pb2.SCHEDULING_UNSPECIFIED
+        call.parts, call.parts_bytes = [], 0
+        del self.open[call.call_id]
 
     def _apply_turn_interrupted(
         self, event: event_pb2.Event, interrupted: event_pb2.TurnInterrupted, now_ns: int
     ) -> None:
         turn = self._running(event, interrupted.turn_id)
         turn.cut(interrupted.kept_chars, interrupted.keep)
+        still = session_pb2.ToolOutcome.STATE_STILL_RUNNING
+        left = {told.call_id for told in interrupted.tools if told.state == still}
+        for call in turn.open_calls:
+            if call.call_id not in left:
+                raise self._corrupt(event, "leaves a tool call open and does not say so")
+            call.awaited = False  # It outlives its turn.
 
     def _apply_turn_truncated(
         self, event: event_pb2.Event, truncated: event_pb2.TurnTruncated, now_ns: int
@@ -277,6 +357,19 @@ class SessionState:
         self, event: event_pb2.Event, recovered: event_pb2.TurnRecovered, now_ns: int
     ) -> None:
         self._running(event, recovered.turn_id).recoveries += 1
+
+    def _apply_context_trimmed(
+        self, event: event_pb2.Event, trimmed: event_pb2.ContextTrimmed, now_ns: int
+    ) -> None:
+        left = trimmed.dropped_turns
+        history = min(left, len(exchanges(self.config.history)) - self.history_dropped)
+        self.history_dropped += history
+        for turn in self.droppable()[: left - history]:
+            turn.dropped = True
+
+    def droppable(self) -> list[Turn]:
+        """Turns that the prompt can do without, oldest first: ended, and without an open call."""
+        return [turn for turn in self.turns[:-1] if not turn.dropped and not turn.open_calls]
 
     def _apply_turn_finished(
         self, event: event_pb2.Event, finished: event_pb2.TurnFinished, now_ns: int

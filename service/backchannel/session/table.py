@@ -29,7 +29,7 @@ class Phase(StrEnum):
 class Guard(StrEnum):
     """A step whose target depends on what is left after the event."""
 
-    OPEN_CALLS_LEFT = "waiting_for_tools while calls are open, else generating"
+    AWAITED_CALLS_LEFT = "waiting_for_tools while the turn waits for a call, else generating"
 
 
 _NEW, _IDLE, _CLOSED = Phase.NEW, Phase.IDLE, Phase.CLOSED
@@ -42,20 +42,27 @@ TRANSITIONS: Final[Mapping[tuple[Phase, str], Phase | Guard]] = {
     (_IDLE, "input_withdrawn"): _IDLE,
     (_IDLE, "turn_started"): _GEN,
     (_IDLE, "turn_truncated"): _IDLE,
-    (_IDLE, "tool_call_finished"): _IDLE,  # a late result
+    (_IDLE, "tool_call_progressed"): _IDLE,  # of a call that outlived its turn, as are the next
+    (_IDLE, "tool_call_output"): _IDLE,
+    (_IDLE, "tool_call_cancelled"): _IDLE,
+    (_IDLE, "tool_call_finished"): _IDLE,  # or a late result
     (_IDLE, "session_closed"): _CLOSED,
-    # A turn runs and no ready call is open.
+    # A turn runs and waits for no call.
     (_GEN, "input_accepted"): _GEN,
     (_GEN, "input_withdrawn"): _GEN,
     (_GEN, "output_delta"): _GEN,
     (_GEN, "tool_call_started"): _GEN,
     (_GEN, "tool_call_delta"): _GEN,
-    (_GEN, "tool_call_ready"): _WAIT,
-    (_GEN, "tool_call_finished"): _GEN,  # a late result
+    (_GEN, "tool_call_ready"): Guard.AWAITED_CALLS_LEFT,
+    (_GEN, "tool_call_progressed"): _GEN,  # of a call that is not waited for, as are the next
+    (_GEN, "tool_call_output"): _GEN,
+    (_GEN, "tool_call_cancelled"): _GEN,
+    (_GEN, "tool_call_finished"): _GEN,  # or a late result
+    (_GEN, "context_trimmed"): _GEN,
     (_GEN, "turn_recovered"): _GEN,
     (_GEN, "turn_interrupted"): _STOP,
     (_GEN, "turn_finished"): _IDLE,
-    # A turn runs and ready calls are open; the model may still be writing this round.
+    # A turn runs and waits for calls; the model may still be writing this round.
     (_WAIT, "input_accepted"): _WAIT,
     (_WAIT, "input_withdrawn"): _WAIT,
     (_WAIT, "output_delta"): _WAIT,
@@ -63,13 +70,18 @@ TRANSITIONS: Final[Mapping[tuple[Phase, str], Phase | Guard]] = {
     (_WAIT, "tool_call_delta"): _WAIT,
     (_WAIT, "tool_call_ready"): _WAIT,
     (_WAIT, "tool_call_progressed"): _WAIT,
+    (_WAIT, "tool_call_output"): _WAIT,
     (_WAIT, "tool_call_cancelled"): _WAIT,
-    (_WAIT, "tool_call_finished"): Guard.OPEN_CALLS_LEFT,
+    (_WAIT, "tool_call_finished"): Guard.AWAITED_CALLS_LEFT,
     (_WAIT, "turn_recovered"): _WAIT,
+    (_WAIT, "turn_interrupted"): _STOP,  # leaving its calls to finish
     # Interrupted; the engine has not yet confirmed. No delta of this turn any more.
     (_STOP, "input_accepted"): _STOP,
     (_STOP, "input_withdrawn"): _STOP,
-    (_STOP, "tool_call_finished"): _STOP,  # a late result
+    (_STOP, "tool_call_progressed"): _STOP,  # of a call that was left to finish
+    (_STOP, "tool_call_output"): _STOP,
+    (_STOP, "tool_call_cancelled"): _STOP,
+    (_STOP, "tool_call_finished"): _STOP,  # or a late result
     (_STOP, "turn_finished"): _IDLE,
 }
 
@@ -82,7 +94,7 @@ def diagram() -> str:
         for one in targets:
             label = kind
             if isinstance(target, Guard):
-                label += " (calls open)" if one is _WAIT else " (last call)"
+                label += " (calls waited for)" if one is _WAIT else " (last call)"
             arrows.setdefault((phase.value, one.value), []).append(label)
     lines = [
         "# The phases of a session",

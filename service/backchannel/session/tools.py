@@ -1,11 +1,14 @@
 """What becomes of tool calls: results, progress, and the two deadlines that the server owns.
 
-A call has exactly one result. One that comes after it is kept as late, at most `LATE_RESULTS` of
-them. A call whose deadline passes ends `TIMED_OUT`, the model is told so, and the turn goes on.
+A call has exactly one result, which may come in parts. One that comes after it is kept as late, at
+most `LATE_RESULTS` of them. A call whose deadline passes ends `TIMED_OUT`, the model is told so,
+and the turn goes on. Calls that are not waited for outlive their turn, and may start one.
 """
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from typing import Final
 
 from backchannel.errors import BackchannelError, Reason
@@ -15,10 +18,11 @@ from backchannel.session.owner import Owner, Progress
 from backchannel.session.state import SessionState, stamp_of
 from backchannel.session.turn import Call
 from backchannel.session.turns import Turns
-from backchannel.session.validation import duration_ns
+from backchannel.session.validation import MIB, duration_ns
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
 LATE_RESULTS: Final = 4
+MAX_PARTS: Final = 1024
 PROGRESS_EVERY_NS: Final = SECOND_NS
 # A deadline that passed while nobody lived gives the tool's runner so long to come back.
 RECOVERY_GRACE_NS: Final = 5 * SECOND_NS
@@ -52,30 +56,76 @@ class Tools:
             )
         return call
 
-    def result(self, result: session_pb2.ToolResult) -> tuple[int, str]:
-        """Take a result; returns its event's seq and the call's turn.
+    def result(self, result: session_pb2.ToolResult) -> tuple[int, str] | None:
+        """Take a result, or a part of one.
+
+        Returns:
+            Its event's seq and the call's turn; None for a part that comes after the call's end.
 
         Raises:
-            BackchannelError: `TOOL_CALL_NOT_FOUND`; `LATE_RESULTS_FULL`.
+            BackchannelError: `TOOL_CALL_NOT_FOUND`; `LATE_RESULTS_FULL`; `FIELD_TOO_LONG` if the
+                parts together are too much.
         """
         call = self._find(result.call_id, "tool_result.call_id")
-        failed = result.WhichOneof("outcome") == "error"
-        outcome = (
-            session_pb2.TOOL_CALL_OUTCOME_FAILED
-            if failed
-            else session_pb2.TOOL_CALL_OUTCOME_COMPLETED
-        )
         late = not call.open
+        if result.partial:
+            return None if late else (self._part(call, result), call.turn_id)
         if late and call.late_results >= LATE_RESULTS:
             raise BackchannelError(
                 Reason.LATE_RESULTS_FULL,
                 f"this call has ended, and {LATE_RESULTS} late results are kept already",
                 field="tool_result.call_id",
             )
+        outcome = session_pb2.TOOL_CALL_OUTCOME_COMPLETED
+        if result.WhichOneof("outcome") == "error":
+            outcome = session_pb2.TOOL_CALL_OUTCOME_FAILED
+        elif call.parts:
+            self._check_parts(call, result)
+            result = _whole(call.parts, result)
+        at_once = self._turns.scheduling(call, outcome, result, late=late)
         seq = self._turns.end_call(call, outcome, result, late=late, caused=True)
-        if not late:
-            self._turns.calls_answered()
+        if at_once == session_pb2.SCHEDULING_INTERRUPT:
+            self._turns.make_way()
+        self._turns.calls_answered()
+        self._turns.start_next()
         return seq, call.turn_id
+
+    def _part(self, call: Call, result: session_pb2.ToolResult) -> int:
+        if result.WhichOneof("outcome") == "error":
+            raise BackchannelError(
+                Reason.FIELD_INVALID,
+                "an error ends the call; leave partial out",
+                field="tool_result.partial",
+            )
+        self._check_parts(call, result)
+        held = self._owner.progress.get(call.call_id)
+        idle_deadline_ns = self._moved_ns(call)
+        if held is not None:
+            held.idle_deadline_ns = idle_deadline_ns
+        part = event_pb2.ToolCallOutput(
+            call_id=call.call_id,
+            index=len(call.parts),
+            idle_deadline=stamp_of(idle_deadline_ns),
+        )
+        if result.HasField("json"):
+            part.json = result.json
+        else:
+            part.content.CopyFrom(result.content)
+        return self._draft.emit("tool_call_output", part, caused=True)
+
+    def _check_parts(self, call: Call, result: session_pb2.ToolResult) -> None:
+        if len(call.parts) >= MAX_PARTS or call.parts_bytes + result.ByteSize() > MIB:
+            raise BackchannelError(
+                Reason.FIELD_TOO_LONG,
+                f"a result has at most {MAX_PARTS} parts and 1 MiB in all; end it with an error",
+                field="tool_result",
+            )
+
+    def _moved_ns(self, call: Call) -> int:
+        """The idle deadline after a sign of life now."""
+        spec = self._turns.spec(call.name)
+        idle_ns = duration_ns(spec.idle_timeout) if spec else 0
+        return min(self._draft.now_ns + idle_ns, call.deadline_ns)
 
     def progress(self, report: frame_pb2.ToolProgress) -> tuple[int, str] | None:
         """Take a progress report, which moves the idle deadline.
@@ -92,9 +142,7 @@ class Tools:
             return None
         now_ns = self._draft.now_ns
         held = self._owner.progress.setdefault(call.call_id, Progress())
-        spec = self._turns.spec(call.name)
-        idle_ns = duration_ns(spec.idle_timeout) if spec else 0
-        held.idle_deadline_ns = min(now_ns + idle_ns, call.deadline_ns)
+        held.idle_deadline_ns = self._moved_ns(call)
         held.fraction = report.fraction if report.HasField("fraction") else None
         held.note = report.note
         held.pending = True
@@ -135,10 +183,7 @@ class Tools:
 
     def next_ns(self) -> int | None:
         """When something is due next."""
-        turn = self._state.running
-        if turn is None:
-            return None
-        due = [self.deadline_ns(call) for call in turn.open_calls]
+        due = [self.deadline_ns(call) for call in self._state.open.values()]
         due += [
             held.logged_ns + PROGRESS_EVERY_NS
             for held in self._owner.progress.values()
@@ -148,13 +193,33 @@ class Tools:
 
     def tick(self) -> None:
         """Do what is due."""
-        turn, now_ns = self._state.running, self._draft.now_ns
-        if turn is None:
-            return
-        for call in turn.open_calls:
+        now_ns = self._draft.now_ns
+        for call in list(self._state.open.values()):
             held = self._owner.progress.get(call.call_id)
             if held and held.pending and held.logged_ns + PROGRESS_EVERY_NS <= now_ns:
                 self._log_progress(call, held)
             if self.deadline_ns(call) <= now_ns:
                 self._turns.end_call(call, session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT)
         self._turns.calls_answered()
+        self._turns.start_next()
+
+
+def _whole(
+    parts: Sequence[event_pb2.ToolCallOutput], last: session_pb2.ToolResult
+) -> session_pb2.ToolResult:
+    """All parts of a result as one: text laid end to end, anything else as a JSON list."""
+    whole = session_pb2.ToolResult(call_id=last.call_id, scheduling=last.scheduling)
+    if last.HasField("content") and all(part.HasField("content") for part in parts):
+        for part in parts:
+            whole.content.parts.extend(part.content.parts)
+        whole.content.parts.extend(last.content.parts)
+        return whole
+    values = [_value(part) for part in parts] + [_value(last)]
+    whole.json = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    return whole
+
+
+def _value(part: event_pb2.ToolCallOutput | session_pb2.ToolResult) -> object:
+    if part.HasField("json"):
+        return json.loads(part.json)
+    return "".join(piece.text for piece in part.content.parts)

@@ -5,14 +5,18 @@
 * An answer of which nothing was kept is left out; the user's message stays.
 * A ready tool call and its one result are facts and stay, whatever was kept; a call that was never
   ready is left out. Every call has exactly one result, and one without an answer says which it was.
+* A call that its turn did not wait for has a placeholder in its place, for good; how it ended is
+  told at the beginning of a later turn, as the call once more with its result.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from typing import Final
 
+from backchannel.session.state import SessionState, exchanges
 from backchannel.session.turn import Call, Turn
 from backchannel.v1 import session_pb2
 
@@ -24,19 +28,32 @@ _ENDINGS = {
 }
 
 
+RUNNING: Final = '{"status":"running"}'
+"""What stands in place of a result that the model did not wait for."""
+
+
 def result_text(call: Call) -> str:
-    """The result of a call as the model reads it: compact JSON."""
-    if call.outcome in _ENDINGS:
-        return _compact({"error": _ENDINGS[call.outcome]})
-    if call.result is None:
+    """The result of a call as the model reads it in the call's place: compact JSON."""
+    if not call.awaited and (call.open or call.told_later):
+        return RUNNING
+    if call.open:
         raise ValueError(f"call {call.call_id} has no result yet")
-    match call.result.WhichOneof("outcome"):
+    return ending_text(call.outcome, call.result)
+
+
+def ending_text(
+    outcome: session_pb2.ToolCallOutcome.ValueType, result: session_pb2.ToolResult | None
+) -> str:
+    """The end of a call as the model reads it: compact JSON."""
+    if result is None:
+        return _compact({"error": _ENDINGS.get(outcome, "lost; it may or may not have run")})
+    match result.WhichOneof("outcome"):
         case "json":
-            return _compact(json.loads(call.result.json))
+            return _compact(json.loads(result.json))
         case "content":
-            return _compact("".join(part.text for part in call.result.content.parts))
+            return _compact("".join(part.text for part in result.content.parts))
         case _:
-            return _compact({"error": call.result.error.message or call.result.error.code})
+            return _compact({"error": result.error.message or result.error.code})
 
 
 def _compact(value: object) -> str:
@@ -60,34 +77,75 @@ def _rounds(turn: Turn) -> Iterator[tuple[str, list[Call]]]:
         begin, calls_begin = text_end, calls_end
 
 
-def messages(turns: Iterable[Turn]) -> tuple[session_pb2.Message, ...]:
+def _told(turn: Turn, calls: Mapping[str, Call]) -> Iterator[session_pb2.Message]:
+    """The ends of earlier calls, each as the call once more with its result.
+
+    So every engine takes it, and nobody's mouth says what they did not say.
+    """
+    if not turn.told:
+        return
+    asked = session_pb2.Message(role=session_pb2.ROLE_ASSISTANT)
+    results = []
+    for place, ended in enumerate(turn.told):
+        call = calls[ended.call_id]
+        call_id = f"{call.call_id}_{turn.started_seq}_{place}"
+        asked.tool_calls.add(
+            call_id=call_id,
+            turn_id=turn.turn_id,
+            name=call.name,
+            arguments_json=call.arguments_json,
+        )
+        text = ending_text(ended.outcome, ended.result)
+        results.append(_text(session_pb2.ROLE_TOOL, text, call_id))
+    yield asked
+    yield from results
+
+
+def messages(state: SessionState) -> tuple[session_pb2.Message, ...]:
     """The conversation so far, oldest first, the running turn included.
 
-    Text that the running round has brought already is its last message.
+    Text that the running round has brought already is its last message. What a `ContextTrimmed`
+    has dropped is left out.
 
     Raises:
-        ValueError: A ready call has no result yet: the engine must not be asked now.
+        ValueError: A call that is waited for has no result yet: the engine must not be asked now.
     """
     told: list[session_pb2.Message] = []
-    for turn in turns:
-        told += [
-            session_pb2.Message(role=session_pb2.ROLE_USER, parts=message.parts)
-            for message in turn.inputs
-        ]
-        for text, calls in _rounds(turn):
-            if text or calls:
-                answer = _text(session_pb2.ROLE_ASSISTANT, text)
-                answer.tool_calls.extend(
-                    session_pb2.ToolCall(
-                        call_id=call.call_id,
-                        turn_id=turn.turn_id,
-                        name=call.name,
-                        arguments_json=call.arguments_json,
-                    )
-                    for call in calls
-                )
-                told.append(answer)
-            told += [
-                _text(session_pb2.ROLE_TOOL, result_text(call), call.call_id) for call in calls
-            ]
+    for exchange in exchanges(state.config.history)[state.history_dropped :]:
+        told += exchange
+    for turn in state.turns:
+        if not turn.dropped:
+            told += turn_messages(turn, state.calls)
     return tuple(told)
+
+
+def turn_messages(turn: Turn, calls: Mapping[str, Call]) -> list[session_pb2.Message]:
+    """One turn.
+
+    Args:
+        turn: Which.
+        calls: All calls of the session.
+
+    Raises:
+        ValueError: As `messages`.
+    """
+    told = list(_told(turn, calls))
+    told += [
+        session_pb2.Message(role=session_pb2.ROLE_USER, parts=message.parts)
+        for message in turn.inputs
+    ]
+    for text, made in _rounds(turn):
+        if text or made:
+            answer = _text(session_pb2.ROLE_ASSISTANT, text)
+            answer.tool_calls.extend(
+                session_pb2.ToolCall(
+                    call_id=call.call_id,
+                    turn_id=turn.turn_id,
+                    name=call.name,
+                    arguments_json=call.arguments_json,
+                )
+                for call in made
+            )
+            told.append(answer)
+        told += [_text(session_pb2.ROLE_TOOL, result_text(call), call.call_id) for call in made]
+    return told

@@ -45,6 +45,11 @@ class Call:
         ready: Its arguments are complete and it was announced.
         text_offset: Characters of the turn's text before it.
         arguments: Pieces while it is written, one string once it is ready.
+        round: The round of its turn that it was made in.
+        awaited: Its turn waits for the result, if it is ready.
+        told_later: The model had gone on when its result came; a later turn tells it.
+        parts: Of a result that comes in several.
+        parts_bytes: How large they are together.
         late_results: How many results came after its end.
     """
 
@@ -52,12 +57,17 @@ class Call:
     turn_id: str
     name: str
     text_offset: int
+    round: int = 0
     ready: bool = False
+    awaited: bool = True
     arguments: list[str] = field(default_factory=list)
     idle_deadline_ns: int = 0
     deadline_ns: int = 0
     outcome: session_pb2.ToolCallOutcome.ValueType = OPEN
     result: session_pb2.ToolResult | None = None
+    told_later: bool = False
+    parts: list[event_pb2.ToolCallOutput] = field(default_factory=list)
+    parts_bytes: int = 0
     late_results: int = 0
 
     @property
@@ -69,6 +79,22 @@ class Call:
     def arguments_json(self) -> str:
         """The arguments so far."""
         return "".join(self.arguments)
+
+
+@dataclass(slots=True)
+class Deferred:
+    """The end of a call that a later turn tells the model.
+
+    Attributes:
+        by_itself: A turn is started for it if nothing else starts one.
+        time_ns: When it came.
+    """
+
+    call_id: str
+    outcome: session_pb2.ToolCallOutcome.ValueType
+    result: session_pb2.ToolResult | None
+    by_itself: bool
+    time_ns: int
 
 
 @dataclass(slots=True)
@@ -112,7 +138,9 @@ class Turn:
 
     Attributes:
         inputs: The messages that it answers, oldest first.
-        accepted_ns: When the first of them was accepted.
+        told: The ends of earlier calls that the model is told with it.
+        accepted_ns: When the first of all these was accepted.
+        dropped: It is left out of the prompt (`ContextTrimmed`).
         ended_seq: Its `TurnFinished`; 0 while it runs.
         marks: One for each delta; dropped when a later turn has started.
         rounds: The finished rounds; what comes after the last one is the running round.
@@ -129,6 +157,8 @@ class Turn:
     started_ns: int
     started_seq: int
     ended_seq: int = 0
+    told: list[Deferred] = field(default_factory=list)
+    dropped: bool = False
     text_parts: list[str] = field(default_factory=list)
     text_chars: int = 0
     reasoning_parts: list[str] = field(default_factory=list)
@@ -168,6 +198,20 @@ class Turn:
     def open_calls(self) -> list[Call]:
         """Announced calls without a result, oldest first."""
         return [call for call in self.calls if call.open]
+
+    @property
+    def waits(self) -> bool:
+        """A call is open that the turn waits for."""
+        return any(call.open and call.awaited for call in self.calls)
+
+    def tail(self, channel: event_pb2.Channel.ValueType, chars: int) -> str:
+        """The end of a channel's text, at least so many characters of it if there are."""
+        parts = self.reasoning_parts if channel == REASONING else self.text_parts
+        end, place = "", len(parts)
+        while place and len(end) < chars:
+            place -= 1
+            end = parts[place] + end
+        return end
 
     @property
     def round_calls(self) -> list[Call]:

@@ -9,18 +9,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from itertools import takewhile
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 
 from backchannel.errors import BackchannelError, Reason
-from backchannel.session.configuration import SECOND_NS, grace_ns, merged_sampling
-from backchannel.session.decision import StartEngine, StopEngine
+from backchannel.session.configuration import (
+    MAX_STEER_DELAY_S,
+    MAX_STEER_TOKENS,
+    SECOND_NS,
+    grace_ns,
+    merged_sampling,
+)
+from backchannel.session.context import trim_of
+from backchannel.session.decision import HoldEngine, StartEngine, StopEngine
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Bill, Owner, Run, Stop
 from backchannel.session.state import SessionState, stamp_of
+from backchannel.session.steering import TAIL_CHARS, Boundary, Steer, boundary
 from backchannel.session.table import Phase
 from backchannel.session.transcript import messages
 from backchannel.session.turn import TEXT, Call, Turn
@@ -28,6 +37,15 @@ from backchannel.session.validation import duration_ns
 from backchannel.v1 import event_pb2, session_pb2
 
 STOP_CONFIRMATION_S: Final = 2
+_IN_PLACE: Final = session_pb2.SCHEDULING_UNSPECIFIED
+# Ends of calls of which a result may still come that the model does not know.
+_WITHOUT_RESULT: Final = (
+    session_pb2.TOOL_CALL_OUTCOME_CANCELLED,
+    session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT,
+    session_pb2.TOOL_CALL_OUTCOME_UNKNOWN,
+)
+# Endings that leave open calls alone: one has closed those that are to be, the other goes on.
+_CALLS_STAY: Final = (session_pb2.FINISH_REASON_INTERRUPTED, session_pb2.FINISH_REASON_STEERED)
 # A turn that takes its process down with it must not do so for ever.
 MAX_RECOVERIES: Final = 2
 
@@ -72,21 +90,29 @@ class Turns:
         return self._draft.now_ns < owner.absent_since_ns + grace_ns(self._state.config)
 
     def start_next(self) -> None:
-        """Start the turn of the first waiting message, if none runs and somebody may read it."""
+        """Start the next turn, if none runs, something waits for one and somebody may read it.
+
+        It takes the first waiting message, or all the steering ones at the head of the queue
+        together, and all ends of calls that the model is yet to be told.
+        """
         state, draft = self._state, self._draft
-        if state.phase is not Phase.IDLE or not state.queue or not self._may_start():
+        if state.phase is not Phase.IDLE or not self._may_start():
             return
-        queued = state.queue[0]
+        if not state.queue and not any(ended.by_itself for ended in state.deferred):
+            return
+        taken = list(takewhile(lambda queued: queued.steers, state.queue)) or state.queue[:1]
+        frame_ids = [queued.frame_id for queued in taken]
         draft.emit(
             "turn_started",
             event_pb2.TurnStarted(
                 turn_id=self._ids("turn"),
-                frame_id=queued.frame_id,
-                frame_ids=[queued.frame_id],
+                frame_id=frame_ids[0] if frame_ids else "",
+                frame_ids=frame_ids,
                 model=state.config.model,
+                call_ids=[ended.call_id for ended in state.deferred],
             ),
             # A turn that starts with its message's own append belongs to that frame's receipt.
-            caused=bool(queued.frame_id) and queued.frame_id == draft.frame_id,
+            caused=bool(draft.frame_id) and draft.frame_id in frame_ids,
         )
         self._owner.bill = Bill()
         turn = state.turns[-1]
@@ -96,18 +122,20 @@ class Turns:
     def _ask(self, turn: Turn, round_: int, *, continued: bool = False) -> None:
         """Ask the engine: for the first time, with the results of a round, or to go on."""
         state, owner = self._state, self._owner
-        sampling = merged_sampling(state.config.sampling, turn.inputs[-1].sampling)
+        sampling = state.config.sampling
+        for message in turn.inputs[-1:]:
+            sampling = merged_sampling(sampling, message.sampling)
         if sampling.HasField("max_tokens"):
             left = sampling.max_tokens - turn.delivered_tokens - owner.bill.wasted
             if left <= 0:
                 self.finish(session_pb2.FINISH_REASON_LENGTH)
                 return
-            sampling.max_tokens = left
-        told = messages(state.turns)
+            sampling = merged_sampling(sampling, session_pb2.Sampling(max_tokens=left))
+        told = messages(state)
         begun = turn.round_text if continued else ""
         if begun:
             told = told[:-1]  # It is the answer's beginning, not a message of the past.
-        owner.run = Run(self._ids("run"), turn.turn_id, round_)
+        owner.run = Run(self._ids("run"), turn.turn_id, round_, continued=continued)
         self._draft.effect(
             StartEngine(
                 run_id=owner.run.run_id,
@@ -122,13 +150,15 @@ class Turns:
                 continue_text=begun,
             )
         )
+        if owner.paused_since_ns:
+            self._draft.effect(HoldEngine(owner.run.run_id, hold=True))
 
     def _response_format(self, turn: Turn) -> session_pb2.ResponseFormat | None:
         """The shape this turn's answer must have, if any: the message's own goes first."""
-        for owner in (turn.inputs[-1], self._state.config):
-            if owner.HasField("response_format"):
-                return owner.response_format
-        return None
+        if turn.inputs and turn.inputs[-1].HasField("response_format"):
+            return turn.inputs[-1].response_format
+        config = self._state.config
+        return config.response_format if config.HasField("response_format") else None
 
     def resume(self, *, engine_continues: bool) -> bool:
         """Go on with a turn whose process was lost while it generated; False if that cannot be.
@@ -145,6 +175,7 @@ class Turns:
         deadline_ns = turn.started_ns + duration_ns(state.config.limits.max_turn_duration)
         if (
             cancel_now
+            or self._owner.steer is not None
             or deadline_ns <= self._draft.now_ns
             or turn.recoveries >= MAX_RECOVERIES
             or self._response_format(turn) is not None
@@ -175,8 +206,78 @@ class Turns:
         turn = self._state.running
         if turn is None or self._owner.run is not None or self._owner.stop is not None:
             return
-        if self._state.phase is Phase.GENERATING:
+        if self._state.phase is not Phase.GENERATING:
+            return
+        if self._owner.steer is not None:
+            self.finish(session_pb2.FINISH_REASON_STEERED)
+        else:
             self._ask(turn, len(turn.rounds) + 1)
+
+    # --- steering and credit -----------------------------------------------------------------
+
+    def steer(self) -> None:
+        """A message came that is to redirect the running turn at the next boundary."""
+        state, owner, turn = self._state, self._owner, self._state.turns[-1]
+        if owner.steer is not None or owner.stop is not None or state.phase is Phase.STOPPING:
+            return
+        limits = state.config.limits
+        # A session of an older version has neither in its configuration.
+        delay_ns = duration_ns(limits.max_steer_delay) or MAX_STEER_DELAY_S * SECOND_NS
+        tokens = limits.max_steer_tokens or MAX_STEER_TOKENS
+        owner.steer = Steer(self._draft.now_ns + delay_ns, tokens)
+        if owner.run is None:
+            return  # It waits for tools.
+        if owner.run.round > len(turn.rounds) or not turn.round_begun:
+            self.steer_now()
+        elif not turn.round_calls:
+            tail = turn.tail(turn.marks[-1].channel, TAIL_CHARS)
+            owner.steer.perhaps = boundary(tail) is Boundary.PERHAPS
+            if boundary(tail) is Boundary.CERTAIN:
+                self.steer_now()
+
+    def steer_now(self) -> None:
+        """The running turn ends here, for what is to be answered next."""
+        self.stop(session_pb2.FINISH_REASON_STEERED, "STEERED")
+
+    def withdrawn(self) -> None:
+        """A message was taken back: perhaps it was the last that wanted to steer."""
+        owner = self._owner
+        if owner.steer is not None and not any(queued.steers for queued in self._state.queue):
+            owner.steer = None
+
+    @property
+    def steer_deadline_ns(self) -> int | None:
+        """When the running turn ends for a steer without a boundary; None if it need not."""
+        owner, state = self._owner, self._state
+        if owner.steer is None or owner.run is None or owner.stop is not None:
+            return None
+        turn = state.turns[-1]
+        if owner.run.round == len(turn.rounds) and turn.round_calls:
+            return None  # The round's end is the boundary.
+        return owner.steer.deadline_ns
+
+    def credit(self) -> None:
+        """Hold the engine, or let it go on, as the unread text of the running turn demands."""
+        state, owner = self._state, self._owner
+        turn, window = state.running, state.credit_window
+        if turn is None or not window:
+            return
+        short = turn.text_chars - owner.displayed.chars(turn) > window
+        if short == bool(owner.paused_since_ns):
+            return
+        if short:
+            owner.paused_since_ns = self._draft.now_ns
+        else:
+            self._end_pause(turn)
+        if owner.run is not None:
+            self._draft.effect(HoldEngine(owner.run.run_id, hold=short))
+
+    def _end_pause(self, turn: Turn) -> None:
+        owner = self._owner
+        if owner.paused_since_ns:
+            owner.bill.paused_ns += self._draft.now_ns - owner.paused_since_ns
+            owner.paused_since_ns = 0
+            turn.pace.pause()
 
     # --- what the engine says ----------------------------------------------------------------
 
@@ -185,12 +286,12 @@ class Turns:
         run = self._owner.run
         return run if run is not None and run.run_id == run_id else None
 
-    def admitted(self, run_id: str) -> None:
-        """The engine has taken the question up."""
-        owner = self._owner
-        # Of a turn that was recovered nobody knows when it was first taken up.
-        if self.run(run_id) is not None and not owner.bill.admitted_ns and not owner.recovered_ns:
-            owner.bill.admitted_ns = self._draft.now_ns
+    def admitted(self, run_id: str, model: str) -> None:
+        """An engine has taken the question up."""
+        bill = self._owner.bill
+        if self.run(run_id) is not None:
+            bill.model = model
+            bill.admitted_ns = bill.admitted_ns or self._draft.now_ns
 
     def text(
         self,
@@ -209,8 +310,13 @@ class Turns:
             return
         if not text and not token_count:
             return
+        owner, turn = self._owner, self._state.turns[-1]
+        steer = owner.steer
+        if steer is not None and steer.perhaps and text[:1].isspace() and not turn.round_calls:
+            run.wasted += token_count
+            self.steer_now()
+            return
         run.delivered += token_count
-        turn = self._state.turns[-1]
         # Written out rather than through `emit`: this is every token's way.
         event = self._draft.event()
         delta = event.output_delta
@@ -223,6 +329,14 @@ class Turns:
         if logprobs:
             delta.logprobs.extend(logprobs)
         self._draft.put(event)
+        if (
+            steer is not None
+            and not turn.round_calls
+            and steer.spoke(turn.tail(channel, TAIL_CHARS), token_count)
+        ):
+            self.steer_now()
+        elif self._state.credit_window:
+            self.credit()
 
     def tool_started(self, run_id: str, index: int, name: str) -> None:
         """The model begins to write a tool call."""
@@ -342,6 +456,9 @@ class Turns:
             return
         owner = self._owner
         owner.run = None
+        if owner.stop is None and not run.delivered and self._make_room(error):
+            self._ask(self._state.turns[-1], run.round, continued=run.continued)
+            return
         owner.bill.wasted += run.wasted
         owner.bill.estimated = True
         if owner.stop is not None:
@@ -349,13 +466,47 @@ class Turns:
         else:
             self.stop(session_pb2.FINISH_REASON_ERROR, "ERROR", error.to_status())
 
+    def _make_room(self, error: BackchannelError) -> bool:
+        """After a refusal for the prompt's length: leave out old turns, if the session wants that.
+
+        Which of them is an estimate, by the share that their text has of all text; if it was too
+        few, the engine refuses again.
+        """
+        state = self._state
+        if (
+            error.reason is not Reason.PROMPT_TOO_LONG
+            or state.config.context_policy != session_pb2.CONTEXT_POLICY_DROP_OLDEST
+        ):
+            return False
+        trim = trim_of(
+            state,
+            prompt_tokens=_number(error.metadata.get("prompt_tokens")),
+            max_context_tokens=_number(error.metadata.get("max_context_tokens")),
+        )
+        if trim is None:
+            return False
+        self._draft.emit("context_trimmed", trim)
+        return True
+
     # --- ends --------------------------------------------------------------------------------
 
-    def interrupt(self, keep: event_pb2.Keep.ValueType, displayed_chars: int) -> int:
-        """Stop the running turn because a frame says so; returns the seq of `TurnInterrupted`."""
+    def interrupt(
+        self,
+        keep: event_pb2.Keep.ValueType,
+        displayed_chars: int,
+        tools: session_pb2.ToolDisposition.ValueType = session_pb2.TOOL_DISPOSITION_UNSPECIFIED,
+    ) -> int:
+        """Stop the running turn because a frame says so; returns the seq of `TurnInterrupted`.
+
+        Args:
+            keep: What stays of its text.
+            displayed_chars: What the user had seen.
+            tools: What becomes of its open calls; unspecified: as each tool declares.
+        """
         turn, draft = self._state.turns[-1], self._draft
-        cancelled = {call.call_id for call in turn.open_calls}
-        self._close_calls("INTERRUPTED", caused=True)
+        closing = [call for call in turn.open_calls if not self._is_let_finish(call, tools)]
+        cancelled = {call.call_id for call in closing}
+        self._close_calls(closing, "INTERRUPTED", caused=True)
         if keep == event_pb2.KEEP_GENERATED:
             kept = turn.text_chars
         elif keep == event_pb2.KEEP_NOTHING:
@@ -377,6 +528,13 @@ class Turns:
         self.stop(session_pb2.FINISH_REASON_INTERRUPTED, "INTERRUPTED")
         return seq
 
+    def make_way(self) -> None:
+        """A result is to be told at once: stop the running turn, and forget nothing it said."""
+        state = self._state
+        if state.running is None or self._owner.stop or state.phase is Phase.STOPPING:
+            return
+        self.interrupt(event_pb2.KEEP_GENERATED, 0)
+
     def stop(
         self,
         reason: session_pb2.FinishReason.ValueType,
@@ -385,7 +543,9 @@ class Turns:
     ) -> None:
         """End the running turn: at once, or as soon as its engine has confirmed."""
         owner, draft = self._owner, self._draft
-        self._close_calls(label)
+        owner.steer = None
+        if reason not in _CALLS_STAY:
+            self._close_calls(self._state.turns[-1].open_calls, label)
         if owner.run is None:
             self.finish(reason, error)
             return
@@ -402,9 +562,17 @@ class Turns:
         if owner.stop is not None:
             self.finish(owner.stop.reason, owner.stop.error)
 
-    def _close_calls(self, label: str, *, caused: bool = False) -> None:
-        turn = self._state.turns[-1]
-        for call in turn.open_calls:
+    def _is_let_finish(self, call: Call, tools: session_pb2.ToolDisposition.ValueType) -> bool:
+        spec = self.spec(call.name)
+        wanted = tools or (spec.on_interrupt if spec else tools)
+        return wanted == session_pb2.TOOL_DISPOSITION_LET_FINISH
+
+    def close_all_calls(self, label: str) -> None:
+        """End every open call of the session, of whatever turn."""
+        self._close_calls(list(self._state.open.values()), label)
+
+    def _close_calls(self, calls: Iterable[Call], label: str, *, caused: bool = False) -> None:
+        for call in calls:
             self._draft.emit(
                 "tool_call_cancelled",
                 event_pb2.ToolCallCancelled(call_id=call.call_id, reason=label),
@@ -427,16 +595,57 @@ class Turns:
         return self._draft.emit(
             "tool_call_finished",
             event_pb2.ToolCallFinished(
-                call_id=call.call_id, outcome=outcome, late=late, result=result
+                call_id=call.call_id,
+                outcome=outcome,
+                late=late,
+                result=result,
+                scheduling=self.scheduling(call, outcome, result, late=late),
             ),
             caused=caused,
         )
+
+    def scheduling(
+        self,
+        call: Call,
+        outcome: session_pb2.ToolCallOutcome.ValueType,
+        result: session_pb2.ToolResult | None,
+        *,
+        late: bool,
+    ) -> session_pb2.Scheduling.ValueType:
+        """When the model is told of this end of a call; unspecified: in the call's own place."""
+        if late:
+            # The model was told that it has no result; a second result is none of its business.
+            first = call.outcome in _WITHOUT_RESULT and not call.late_results
+            return session_pb2.SCHEDULING_SILENT if first else _IN_PLACE
+        if not self._was_passed_over(call):
+            return _IN_PLACE
+        if outcome == session_pb2.TOOL_CALL_OUTCOME_CANCELLED:
+            return session_pb2.SCHEDULING_SILENT
+        if result is not None and result.scheduling:
+            return result.scheduling
+        spec = self.spec(call.name)
+        if spec is None or spec.blocking:
+            return session_pb2.SCHEDULING_SILENT
+        return session_pb2.SCHEDULING_WHEN_IDLE
+
+    def _was_passed_over(self, call: Call) -> bool:
+        """The model has gone on without the result of an open call."""
+        state, owner = self._state, self._owner
+        turn = state.running
+        if call.awaited:
+            return False
+        if turn is None or turn.turn_id != call.turn_id:
+            return True
+        if owner.stop is not None or state.phase is Phase.STOPPING:
+            return True
+        return call.round < (owner.run.round if owner.run else len(turn.rounds))
 
     def finish(
         self, reason: session_pb2.FinishReason.ValueType, error: Status | None = None
     ) -> None:
         """Write the one ending of the running turn, and start the next."""
         owner, turn = self._owner, self._state.turns[-1]
+        self._end_pause(turn)
         self._draft.emit(
             "turn_finished",
             event_pb2.TurnFinished(
@@ -445,13 +654,13 @@ class Turns:
                 usage=self._usage(turn),
                 timing=self._timing(turn),
                 error=error,
+                model=owner.bill.model,
             ),
         )
         owner.stop = None
+        owner.steer = None
         owner.run = None
         owner.bill = Bill()
-        owner.recovered_ns = 0
-        owner.progress.clear()
         self.start_next()
 
     def _usage(self, turn: Turn) -> session_pb2.Usage:
@@ -470,13 +679,15 @@ class Turns:
     def _timing(self, turn: Turn) -> session_pb2.Timing:
         pace, bill = turn.pace, self._owner.bill
         timing = session_pb2.Timing(total=_span(self._draft.now_ns - turn.started_ns))
-        if bill.admitted_ns:
+        if bill.admitted_ns > 0:
             timing.queued.CopyFrom(_span(bill.admitted_ns - turn.accepted_ns))
         if pace.first_ns:
             timing.time_to_first_token.CopyFrom(_span(pace.first_ns - turn.accepted_ns))
             timing.max_gap.CopyFrom(_span(pace.max_gap_ns))
         if pace.tokens_after_first:
             timing.time_per_output_token.CopyFrom(_span(pace.spent_ns // pace.tokens_after_first))
+        if bill.paused_ns:
+            timing.paused.CopyFrom(_span(bill.paused_ns))
         return timing
 
     # --- tools -------------------------------------------------------------------------------
@@ -496,6 +707,8 @@ class Turns:
             shown = state.STATE_NOT_STARTED
         elif cancelled:
             shown = state.STATE_CANCEL_SENT
+        elif call.open:
+            shown = state.STATE_STILL_RUNNING
         else:
             shown = told.get(call.outcome, state.STATE_UNKNOWN)
         spec = self.spec(call.name)
@@ -511,6 +724,10 @@ def _span(ns: int) -> Duration:
     span = Duration()
     span.FromNanoseconds(max(ns, 0))
     return span
+
+
+def _number(text: str | None) -> int:
+    return int(text) if text is not None and text.isdecimal() else 0
 
 
 def _not_an_object(arguments: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 import jsonschema
@@ -219,13 +219,46 @@ def _known(enum: Mapping[int, Any]) -> Check:
     return check
 
 
-def _later(feature: str, allowed: Callable[[Any], bool] = lambda _: False) -> Check:
-    def check(value: Any) -> Finding:
-        if allowed(value):
-            return None
-        return Reason.NOT_IMPLEMENTED, f"{feature} cannot be used with this version; leave it out"
+def _whole_history(messages: Sequence[session_pb2.Message]) -> Finding:
+    """Every engine takes it: roles are set, and each call has its one result right after it."""
+    if sum(message.ByteSize() for message in messages) > 2 * MIB:
+        return Reason.FIELD_TOO_LONG, "must be at most 2 MiB in all"
+    owed: list[str] = []
+    for place, message in enumerate(messages):
+        if message.role == session_pb2.ROLE_TOOL:
+            if message.call_id not in owed:
+                return _wrong(place, "is the result of no call that waits for one")
+            owed.remove(message.call_id)
+            if not message.parts:
+                return _wrong(place, "must have a part with the result")
+            continue
+        if owed:
+            return _wrong(place, f"comes before the result of the call {owed[0][:64]!r}")
+        if message.role not in (session_pb2.ROLE_USER, session_pb2.ROLE_ASSISTANT):
+            return _wrong(place, "must have a role: ROLE_USER, ROLE_ASSISTANT or ROLE_TOOL")
+        if message.tool_calls and message.role == session_pb2.ROLE_USER:
+            return _wrong(place, "is the user's, who makes no tool calls")
+        if not message.tool_calls and not any(part.text for part in message.parts):
+            return _wrong(place, "must have text or tool calls")
+        for call in message.tool_calls:
+            if not call.call_id or not call.name or call.call_id in owed:
+                return _wrong(place, "has a tool call without a call_id of its own and a name")
+            if not _is_object(call.arguments_json):
+                return _wrong(place, "has a tool call whose arguments_json is not one JSON object")
+            owed.append(call.call_id)
+    if owed:
+        return Reason.FIELD_INVALID, f"ends before the result of the call {owed[0][:64]!r}"
+    return None
 
-    return check
+
+def _wrong(place: int, what: str) -> Finding:
+    return Reason.FIELD_INVALID, f"message {place} {what}"
+
+
+def _is_object(text: str) -> bool:
+    if _json(text) is not None:
+        return False
+    return isinstance(json.loads(text), dict)
 
 
 _TOOL_NAME: Final = _matches("[A-Za-z0-9_-]{1,64}", "1 to 64 characters of A-Za-z0-9_-")
@@ -250,15 +283,17 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
             _keys(_required, _bytes_at_most(63)),
             _values(_bytes_at_most(4 * KIB)),
         ),
-        "history": (_later("history"),),
+        "history": (_items_at_most(10_000), _whole_history),
         "response_format": (_some_format,),
-        "context_policy": (_later("context_policy"),),
+        "context_policy": (_known(session_pb2.ContextPolicy.DESCRIPTOR.values_by_number),),
     },
     "Limits": {
-        "max_unacked_chars": (_later("the credit window"),),
+        "max_unacked_chars": (_within(1, 2**31 - 1),),
         "max_turn_duration": (_DAY,),
         "max_tool_rounds": (_within(0, 64),),
         "max_queued_messages": (_within(1, 256),),
+        "max_steer_tokens": (_within(1, 10_000),),
+        "max_steer_delay": (_duration(10 * 60 * 1_000_000_000),),
     },
     "DisconnectPolicy": {
         "action": (_known(session_pb2.DisconnectPolicy.Action.DESCRIPTOR.values_by_number),),
@@ -279,21 +314,14 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
         "name": (_TOOL_NAME,),
         "description": (_bytes_at_most(8 * KIB),),
         "parameters_json_schema": (_bytes_at_most(64 * KIB), _schema(of_object=True)),
-        "blocking": (_later("blocking = false", bool),),
         "idle_timeout": (_DAY,),
         "timeout": (_DAY,),
-        "on_interrupt": (
-            _known(session_pb2.ToolDisposition.DESCRIPTOR.values_by_number),
-            _later("LET_FINISH", lambda value: value != session_pb2.TOOL_DISPOSITION_LET_FINISH),
-        ),
+        "on_interrupt": (_known(session_pb2.ToolDisposition.DESCRIPTOR.values_by_number),),
         "side_effect": (_known(session_pb2.SideEffect.DESCRIPTOR.values_by_number),),
     },
     "UserMessage": {
         "parts": (_items_at_most(256), _some_text),
-        "delivery": (
-            _known(session_pb2.Delivery.DESCRIPTOR.values_by_number),
-            _later("DELIVERY_STEER", lambda value: value != session_pb2.DELIVERY_STEER),
-        ),
+        "delivery": (_known(session_pb2.Delivery.DESCRIPTOR.values_by_number),),
         "expected_turn_id": (_TURN_ID,),
         "response_format": (_some_format,),
     },
@@ -305,8 +333,7 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
     "ToolResult": {
         "call_id": _CALL_ID,
         "json": (_bytes_at_most(MIB), _json),
-        "partial": (_later("partial results", lambda value: not value),),
-        "scheduling": (_later("scheduling"),),
+        "scheduling": (_known(session_pb2.Scheduling.DESCRIPTOR.values_by_number),),
     },
     "Content": {"parts": (_items_at_most(256),)},
     "ToolError": {"message": (_bytes_at_most(8 * KIB),), "code": (_bytes_at_most(128),)},
@@ -318,10 +345,7 @@ TABLE: Final[Mapping[str, Mapping[str, tuple[Check, ...]]]] = {
     "Interrupt": {
         "turn_id": (_TURN_ID,),
         "target_frame_id": (_bytes_at_most(128),),
-        "tools": (
-            _known(session_pb2.ToolDisposition.DESCRIPTOR.values_by_number),
-            _later("LET_FINISH", lambda value: value != session_pb2.TOOL_DISPOSITION_LET_FINISH),
-        ),
+        "tools": (_known(session_pb2.ToolDisposition.DESCRIPTOR.values_by_number),),
         "keep": (_known(event_pb2.Keep.DESCRIPTOR.values_by_number),),
     },
     "ClientFrame": {"frame_id": (_bytes_at_most(128),)},

@@ -48,8 +48,10 @@ def turn_view(turn: Turn) -> session_pb2.Turn:
     """A turn as it stands."""
     return session_pb2.Turn(
         turn_id=turn.turn_id,
-        frame_id=turn.frame_ids[0],
-        input=turn.inputs[0],
+        frame_id=turn.frame_ids[0] if turn.frame_ids else "",
+        input=turn.inputs[0] if turn.inputs else None,
+        further_inputs=turn.inputs[1:],
+        call_ids=[ended.call_id for ended in turn.told],
         text=turn.text,
         reasoning=turn.reasoning,
         kept_chars=turn.context_chars,
@@ -82,7 +84,7 @@ def session_view(
         last_seq=state.last_seq,
         earliest_seq=earliest_seq,
         running_turn_id=running.turn_id if running else "",
-        open_tool_calls=[call_view(call) for call in running.open_calls] if running else [],
+        open_tool_calls=[call_view(call) for call in state.open.values()],
         total_usage=state.total_usage,
         create_time=stamp_of(state.create_ns),
         update_time=stamp_of(state.update_ns),

@@ -16,7 +16,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from backchannel.errors import BackchannelError, Reason, reason_of
 from backchannel.session.configuration import config_digest, effective_config
-from backchannel.session.decision import Decision, SetTimer, StartEngine, StopEngine
+from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
 from backchannel.session.session import Session
 from backchannel.session.state import SessionState
 from backchannel.session.turn import Turn
@@ -89,6 +89,7 @@ class Run:
     computed: int = 0
     stopped: bool = False
     stopped_ns: int = 0
+    held: bool = False
     over: bool = False
     indexes: Iterable[int] = field(default_factory=itertools.count)
     written: list[int] = field(default_factory=list)
@@ -159,6 +160,10 @@ class Driver:
                     assert not told.over, "an engine that has ended is told to stop"
                     if not told.stopped:
                         told.stopped, told.stopped_ns = True, self.now_ns
+                case HoldEngine(run_id, hold):
+                    held = next(run for run in self.runs if run.run_id == run_id)
+                    assert held.held != hold, "an engine is held twice, or let go that was not held"
+                    held.held = hold
                 case SetTimer(at_ns):
                     self.timer_ns = at_ns
         self.decisions.append(decision)
@@ -265,7 +270,8 @@ class Driver:
         return run
 
     def admit(self, run: Run | None = None) -> Decision:
-        return self.take(self.session.engine_admitted(self._at_work(run).run_id, self.now_ns))
+        run = self._at_work(run)
+        return self.take(self.session.engine_admitted(run.run_id, run.asked.model, self.now_ns))
 
     def text(
         self, *words: str, tokens: int = 1, run: Run | None = None, channel: int = TEXT

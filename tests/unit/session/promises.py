@@ -24,6 +24,7 @@ from tests.unit.session.driver import (
 )
 
 LATE = 4
+URGENT = (session_pb2.DELIVERY_INTERRUPT, session_pb2.DELIVERY_STEER)
 
 
 @dataclass
@@ -78,6 +79,8 @@ class Reading:
         self.calls: dict[str, ReadCall] = {}
         self.waiting: list[tuple[str, session_pb2.UserMessage]] = []
         self.inputs: dict[str, list[session_pb2.UserMessage]] = {}
+        self.deferred: list[event_pb2.ToolCallFinished] = []
+        self.told: dict[str, event_pb2.ToolCallFinished] = {}
         self.closed = False
         self.cancelled = ""
         self._progress: dict[str, int] = {}
@@ -134,10 +137,9 @@ class Reading:
         self, event: event_pb2.Event, accepted: event_pb2.InputAccepted, now_ns: int
     ) -> None:
         assert accepted.frame_id == event.frame_id
-        urgent = accepted.message.delivery == session_pb2.DELIVERY_INTERRUPT
         place = len(self.waiting)
-        if urgent:
-            place = sum(one.delivery == session_pb2.DELIVERY_INTERRUPT for _, one in self.waiting)
+        if accepted.message.delivery in URGENT:
+            place = sum(one.delivery in URGENT for _, one in self.waiting)
         self.waiting.insert(place, (accepted.frame_id, accepted.message))
 
     def _input_withdrawn(
@@ -152,8 +154,22 @@ class Reading:
     ) -> None:
         assert self.running is None, "a turn starts while another one runs"
         assert started.turn_id not in {turn.turn_id for turn in self.turns}
-        assert list(started.frame_ids) == [self.waiting[0][0]], "not the first that waits"
-        self.inputs[started.turn_id] = [self.waiting.pop(0)[1]]
+        count = len(started.frame_ids)
+        taken, self.waiting = self.waiting[:count], self.waiting[count:]
+        assert list(started.frame_ids) == [one[0] for one in taken], "not the first that wait"
+        assert started.frame_id == (taken[0][0] if taken else "")
+        steers = [one.delivery == session_pb2.DELIVERY_STEER for _, one in taken]
+        assert count <= 1 or all(steers)
+        if steers and steers[0] and self.waiting:
+            assert self.waiting[0][1].delivery != session_pb2.DELIVERY_STEER, "one left behind"
+        assert list(started.call_ids) == [one.call_id for one in self.deferred]
+        assert taken or any(
+            one.scheduling != session_pb2.SCHEDULING_SILENT for one in self.deferred
+        )
+        for place, ended in enumerate(self.deferred):
+            self.told[f"{ended.call_id}_{event.seq}_{place}"] = ended
+        self.deferred = []
+        self.inputs[started.turn_id] = [one for _, one in taken]
         self.turns.append(ReadTurn(started.turn_id, event.seq, list(started.frame_ids)))
 
     def _output_delta(
@@ -219,13 +235,16 @@ class Reading:
         call = self.calls[finished.call_id]
         assert call.ready
         assert finished.outcome
+        if finished.scheduling:
+            self.deferred.append(finished)
         if finished.late:
             assert call.ends, "a late result of a call that is open"
             call.late += 1
             assert call.late <= LATE
             return
         assert not call.ends, "a call has two results"
-        self._of(call.turn_id)
+        if not finished.scheduling:
+            self._of(call.turn_id)
         call.ends.append(finished)
 
     def _turn_interrupted(
@@ -275,9 +294,9 @@ def result_told(finished: event_pb2.ToolCallFinished) -> str:
     """What a model is told of a call that ended so: always compact JSON."""
     said: object
     match finished.outcome, finished.result.WhichOneof("outcome"):
-        case (session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT, _):
+        case (session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT, None):
             said = {"error": "timed out"}
-        case (session_pb2.TOOL_CALL_OUTCOME_CANCELLED, _):
+        case (session_pb2.TOOL_CALL_OUTCOME_CANCELLED, None):
             said = {"error": "cancelled; it may or may not have run"}
         case (_, "json"):
             said = json.loads(finished.result.json)
@@ -298,7 +317,10 @@ def check_transcript(told: tuple[session_pb2.Message, ...], reading: Reading) ->
         text = "".join(part.text for part in message.parts)
         if message.role == session_pb2.ROLE_TOOL:
             assert pending[message.call_id] == 1, "a result without its call, or a second one"
-            assert text == result_told(reading.calls[message.call_id].ends[0])
+            ended = reading.told.get(message.call_id)
+            if ended is None:
+                ended = reading.calls[message.call_id].ends[0]
+            assert text == result_told(ended)
             pending[message.call_id] -= 1
             continue
         assert not any(pending.values()), "a call without its result"
@@ -323,12 +345,15 @@ def check_transcript(told: tuple[session_pb2.Message, ...], reading: Reading) ->
         if one.role == session_pb2.ROLE_ASSISTANT
         for call in one.tool_calls
     ]
-    assert called == [
-        (call.call_id, call.arguments_json)
-        for turn in reading.turns
-        for call in turn.calls
-        if call.ready
-    ]
+    wanted = []
+    for turn in reading.turns:
+        wanted += [
+            (call_id, reading.calls[ended.call_id].arguments_json)
+            for call_id, ended in reading.told.items()
+            if call_id.split("_")[-2] == str(turn.started_seq)
+        ]
+        wanted += [(call.call_id, call.arguments_json) for call in turn.calls if call.ready]
+    assert called == wanted
 
 
 def check_view(driver: Driver, reading: Reading) -> None:
@@ -397,7 +422,11 @@ def check_repeats(
     for frame_id, (frame, receipt) in answered.items():
         decision = session.accept(frame, session.state.update_ns)
         assert decision.receipt == frame_pb2.Receipt(
-            frame_id=frame_id, status=DUPLICATE, seq=receipt.seq, turn_id=receipt.turn_id
+            frame_id=frame_id,
+            status=DUPLICATE,
+            seq=receipt.seq,
+            turn_id=receipt.turn_id,
+            delivery=receipt.delivery,
         )
         assert not decision.events
         assert not decision.effects
@@ -406,6 +435,6 @@ def check_repeats(
 def told_by(driver: Driver) -> tuple[session_pb2.Message, ...] | None:
     """What an engine would be told now; None while a call is open."""
     running = driver.running
-    if running is not None and running.open_calls:
+    if running is not None and running.waits:
         return None
-    return messages(driver.turns)
+    return messages(driver.state)

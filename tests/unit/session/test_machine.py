@@ -69,7 +69,7 @@ BAD_FRAMES: list[frame_pb2.ClientFrame] = [
     frame_pb2.ClientFrame(),
     frame_pb2.ClientFrame(message=session_pb2.UserMessage()),
     frame_pb2.ClientFrame(message=user("")),
-    frame_pb2.ClientFrame(message=user("x", delivery=session_pb2.DELIVERY_STEER)),
+    frame_pb2.ClientFrame(message=user("x", delivery=session_pb2.Delivery.ValueType(77))),
     frame_pb2.ClientFrame(message=user("x", expected_turn_id="no-such-turn")),
     frame_pb2.ClientFrame(message=user("x", displayed_seq=10**9)),
     frame_pb2.ClientFrame(message=user("x", displayed_offset=10**6)),
@@ -78,7 +78,9 @@ BAD_FRAMES: list[frame_pb2.ClientFrame] = [
     frame_pb2.ClientFrame(interrupt=frame_pb2.Interrupt()),
     frame_pb2.ClientFrame(interrupt=frame_pb2.Interrupt(turn_id="a", target_frame_id="b")),
     frame_pb2.ClientFrame(
-        interrupt=frame_pb2.Interrupt(turn_id="a", tools=session_pb2.TOOL_DISPOSITION_LET_FINISH)
+        interrupt=frame_pb2.Interrupt(
+            turn_id="a", tools=session_pb2.ToolDisposition.ValueType(77)
+        )
     ),
     frame_pb2.ClientFrame(tool_result=session_pb2.ToolResult(call_id="no-such-call", json="1")),
     frame_pb2.ClientFrame(tool_result=session_pb2.ToolResult(call_id="no-such-call")),
@@ -655,7 +657,7 @@ class Conversation(RuleBasedStateMachine):
         runs = [run for run in self.driver.runs if run is not self.driver.live]
         run_id = runs[pick % len(runs)].run_id
         session, now_ns = self.driver.session, self.driver.now_ns
-        assert session.engine_admitted(run_id, now_ns) == NOTHING
+        assert session.engine_admitted(run_id, "m", now_ns) == NOTHING
         assert session.engine_text(run_id, TEXT, "late", 1, (), now_ns) == NOTHING
         assert session.engine_tool_started(run_id, 7, "look", now_ns) == NOTHING
         assert session.engine_tool_fragment(run_id, 7, "{", 1, now_ns) == NOTHING

@@ -66,7 +66,11 @@ def test_a_message_starts_a_turn_with_its_own_append() -> None:
     assert driver.kinds(1) == ["input_accepted", "turn_started"]
     accepted, started = driver.events[1:]
     assert receipt == frame_pb2.Receipt(
-        frame_id="m1", status=ACCEPTED, seq=2, turn_id=started.turn_started.turn_id
+        frame_id="m1",
+        status=ACCEPTED,
+        seq=2,
+        turn_id=started.turn_started.turn_id,
+        delivery=session_pb2.DELIVERY_QUEUE,
     )
     assert accepted.frame_id == started.frame_id == "m1"
     assert accepted.frame_digest == started.frame_digest
@@ -223,7 +227,7 @@ def test_a_session_that_is_full_takes_no_more(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("frame", "reason"),
     [
-        ({"message": user("x", delivery=session_pb2.DELIVERY_STEER)}, "NOT_IMPLEMENTED"),
+        ({"message": user("x", delivery=session_pb2.Delivery.ValueType(9))}, "FIELD_INVALID"),
         (
             {"message": user("x", response_format=session_pb2.ResponseFormat(json_schema="[]"))},
             "FIELD_INVALID",
@@ -235,23 +239,7 @@ def test_a_session_that_is_full_takes_no_more(monkeypatch: pytest.MonkeyPatch) -
         ({"message": user("x", response_format=session_pb2.ResponseFormat())}, "FIELD_REQUIRED"),
         (
             {"tool_result": session_pb2.ToolResult(call_id="c", json="1", partial=True)},
-            "NOT_IMPLEMENTED",
-        ),
-        (
-            {
-                "tool_result": session_pb2.ToolResult(
-                    call_id="c", json="1", scheduling=session_pb2.SCHEDULING_SILENT
-                )
-            },
-            "NOT_IMPLEMENTED",
-        ),
-        (
-            {
-                "interrupt": frame_pb2.Interrupt(
-                    turn_id="t", tools=session_pb2.TOOL_DISPOSITION_LET_FINISH
-                )
-            },
-            "NOT_IMPLEMENTED",
+            "TOOL_CALL_NOT_FOUND",
         ),
         ({"open": frame_pb2.Open()}, "FRAME_NOT_FOR_SEND"),
         ({"close": frame_pb2.Close()}, "FRAME_NOT_FOR_SEND"),

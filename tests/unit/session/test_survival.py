@@ -95,7 +95,11 @@ def test_a_repeated_frame_gets_its_first_receipt(how: str) -> None:
         assert first.seq
         assert decision.events == ()
         assert decision.receipt == frame_pb2.Receipt(
-            frame_id=frame_id, status=DUPLICATE, seq=first.seq, turn_id=first.turn_id
+            frame_id=frame_id,
+            status=DUPLICATE,
+            seq=first.seq,
+            turn_id=first.turn_id,
+            delivery=first.delivery,
         )
     named = {frame_id: receipt.turn_id for frame_id, receipt in receipts.items()}
     first_turn, second, third = (turn.turn_id for turn in driver.turns)

@@ -336,7 +336,7 @@ def test_progress_of_a_call_that_has_ended_is_stale() -> None:
     assert driver.progress(call_id).status == STALE
 
 
-def test_late_results_are_kept_and_change_nothing() -> None:
+def test_late_results_are_kept_and_the_first_is_told_to_the_next_turn() -> None:
     driver, call_id = impatient()
     driver.advance(5)
     at = len(driver.events)
@@ -350,9 +350,17 @@ def test_late_results_are_kept_and_change_nothing() -> None:
     assert [(one.late, one.result.json) for one in late] == [(True, str(n)) for n in range(4)]
     driver.finish()
     driver.say("next")
-    assert [said for said in spoken(driver.asked.messages) if said[0] == "tool"] == [
-        ("tool", '{"error":"timed out"}')
+    said = spoken(driver.asked.messages)
+    assert [one for one in said if one[0] == "tool"] == [
+        ("tool", '{"error":"timed out"}'),
+        ("tool", "0"),
     ]
+    assert said[-3:] == [("assistant", 'look({"a":1})'), ("tool", "0"), ("user", "next")]
+    assert list(driver.last("turn_started").turn_started.call_ids) == [call_id]
+    driver.finish()
+    driver.say("and now")
+    assert not driver.last("turn_started").turn_started.call_ids
+    assert spoken(driver.asked.messages)[: len(said)] == said
 
 
 def test_the_first_result_counts_though_another_reader_sends_a_better_one() -> None:
