@@ -299,6 +299,12 @@ class OpenAIEngine:
         Raises:
             BackchannelError: As told by `Engine.check`.
         """
+        if not self.models():
+            raise BackchannelError(
+                Reason.ENGINE_UNAVAILABLE,
+                f"the server behind the engine {self._name} has not told its models yet; send the "
+                "message again when it is up",
+            )
         card = find_card(self._name, self.models(), prompt.model)
         check(self._name, prompt, self._upstream.dialect)
         check_capabilities(self._name, card, prompt)

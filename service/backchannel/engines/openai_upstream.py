@@ -62,8 +62,6 @@ class Upstream:
             "OpenAI-Organization": openai.Omit(),
             "OpenAI-Project": openai.Omit(),
         }
-        if not self._key:
-            headers["Authorization"] = openai.Omit()
         self._http = openai.DefaultAsyncHttpxClient(
             # A redirect would take the conversation to a server that nobody has named.
             follow_redirects=False,
@@ -88,11 +86,6 @@ class Upstream:
     def models(self) -> Sequence[ModelCard]:
         """What it has, as far as is known."""
         return self._cards
-
-    @property
-    def listed(self) -> bool:
-        """Whether it has ever told its models."""
-        return self._listed
 
     async def close(self) -> None:
         """Close all connections."""
@@ -166,14 +159,15 @@ class Upstream:
         """
         # As a whole: given as arguments it would be walked through, message by message.
         create = self._client.chat.completions.with_streaming_response.create(
-            model="", messages=[], stream=True, extra_body=body
+            model="",
+            messages=[],
+            stream=True,
+            extra_body=body,
+            extra_headers={} if self._key else {"Authorization": openai.Omit()},
         )
         try:
             response = await create.__aenter__()
-        except UpstreamResponse:
-            raise
-        # The SDK's own, and what its transport lets through.
-        except Exception as error:  # noqa: BLE001
+        except openai.APIConnectionError as error:
             raise self.blame.of_exception(error) from None
         try:
             self._check_type(response.headers)
@@ -234,11 +228,13 @@ class Upstream:
         headers = {"Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
+        # Short of the whole: a connection that is taken away while it is made is not closed.
+        connect_s = min(self._config.connect_timeout_s, _LIST_S / 2)
         body = b""
         try:
             async with (
-                asyncio.timeout(min(_LIST_S, self._config.first_token_timeout_s)),
-                self._http.stream("GET", url, headers=headers) as response,
+                asyncio.timeout(_LIST_S),
+                self._http.stream("GET", url, headers=headers, timeout=connect_s) as response,
             ):
                 async for piece in response.aiter_raw():
                     body += piece

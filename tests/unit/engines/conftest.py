@@ -19,6 +19,7 @@ from backchannel.engines.openai_config import OpenAIConfig
 from backchannel.engines.protocol import Engine, Generation, Prompt
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.v1 import session_pb2
+from tests.support.hostile_upstream import HostileUpstream, says
 from tests.support.llama_peer import KEY, LlamaPeer, llama_peer
 from tests.unit.engines.support import ESSAY, user
 
@@ -215,3 +216,11 @@ async def subject(
     model = replace(HOUSE_MODEL, n_parallel=2)
     async with LlamaEngine(LlamaConfig((model,))) as llama:
         yield LlamaSubject(llama)
+
+
+@pytest.fixture
+async def upstream() -> AsyncIterator[HostileUpstream]:
+    """A server of the OpenAI API that does what it is told; at first it greets."""
+    async with HostileUpstream() as upstream:
+        upstream.will(says("Hello", " there", "."))
+        yield upstream
