@@ -21,6 +21,7 @@ from rich.table import Table
 from backchannel.engines import llama, scripted
 from bench.doors import DoorFigures, door_figures
 from bench.engines import EngineCase, EngineStop, engine_stops
+from bench.lag import lag
 from bench.page import Page, Section
 from bench.servers import backchannel, bare
 from bench.stops import Case, Stop, stops
@@ -51,14 +52,17 @@ def _stop_row(name: str, taken: Sequence[Stop]) -> list[str]:
 
 
 def _engine_row(name: str, taken: Sequence[EngineStop]) -> list[str]:
-    steps = [float(stop.steps) for stop in taken]
+    told = [float(stop.since_told) for stop in taken]
+    stopped = [float(stop.since_stop) for stop in taken]
     return [
         name,
         str(len(taken)),
-        f"{statistics.mean(steps):.2f}",
-        f"{statistics.median(steps):.0f}",
-        f"{_percentile(steps, 0.99):.0f}",
-        f"{max(steps):.0f}",
+        f"{statistics.mean(told):.2f}",
+        f"{_percentile(told, 0.99):.0f}",
+        f"{max(told):.0f}",
+        f"{statistics.mean(stopped):.2f}",
+        f"{_percentile(stopped, 0.99):.0f}",
+        f"{max(stopped):.0f}",
         f"{sum(stop.exact for stop in taken) / len(taken):.0%}",
     ]
 
@@ -121,6 +125,23 @@ async def _measure_engines(count: int, seed: int, house: bool) -> list[list[str]
     ]
 
 
+async def _measure_lag(seconds: float) -> list[list[str]]:
+    rows = []
+    for sessions in (0, 1, 16):
+        found = await lag(sessions, HOUSE_PROMPT, seconds)
+        rows.append(
+            [
+                f"{sessions}, {'idle' if not sessions else 'house model'}",
+                f"{found.tokens_per_s:.0f}",
+                str(len(found.late_ms)),
+                f"{statistics.median(found.late_ms):.2f}",
+                f"{_percentile(found.late_ms, 0.99):.2f}",
+                f"{max(found.late_ms):.2f}",
+            ]
+        )
+    return rows
+
+
 async def _measure_tokens(load: Load, rounds: int) -> list[list[str]]:
     yardstick: list[Cost] = []
     memory: list[Cost] = []
@@ -168,7 +189,18 @@ STOP_COLUMNS = (
     "most",
     "bill balances",
 )
-ENGINE_COLUMNS = ("stops of", "samples", "steps after stop() mean", "p50", "p99", "most", "exact")
+ENGINE_COLUMNS = (
+    "stops of",
+    "samples",
+    "steps since told: mean",
+    "p99",
+    "most",
+    "since stop(): mean",
+    "p99",
+    "most",
+    "exact",
+)
+LAG_COLUMNS = ("sessions", "tokens/s", "timers", "late by p50 ms", "p99 ms", "most ms")
 DOOR_COLUMNS = (
     "door",
     "tokens",
@@ -202,6 +234,11 @@ async def _main(arguments: argparse.Namespace) -> None:
             rows = await _measure_engines(count, seed, house)
         title = "What an engine computes after it was told to stop (its own count)"
         show(title, "engines", ENGINE_COLUMNS, rows)
+    if "lag" in arguments.what and house:
+        with console.status("Watching the event loop…"):
+            rows = await _measure_lag(arguments.seconds)
+        title = "How long the server's event loop makes others wait (SQLite log)"
+        show(title, "lag", LAG_COLUMNS, rows)
     if "tokens" in arguments.what:
         load = Load(arguments.streams, arguments.rate, arguments.tokens)
         with console.status("Streaming tokens…"):
@@ -223,7 +260,9 @@ async def _main(arguments: argparse.Namespace) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("what", nargs="*", default=["stops", "tokens"], help="stops, tokens, doors")
+    parser.add_argument(
+        "what", nargs="*", default=["stops", "lag", "tokens"], help="stops, lag, tokens, doors"
+    )
     parser.add_argument("--samples", type=int, default=200, help="stops a row (default: 200)")
     parser.add_argument("--seed", type=int, default=1, help="of the random moments (default: 1)")
     parser.add_argument("--no-house", action="store_true", help="leave the house model out")
@@ -231,6 +270,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=50.0, help="tokens a second (default: 50)")
     parser.add_argument("--tokens", type=int, default=400, help="a stream (default: 400)")
     parser.add_argument("--rounds", type=int, default=5, help="interleaved (default: 5)")
+    parser.add_argument("--seconds", type=float, default=10.0, help="of lag a row (default: 10)")
     parser.add_argument("--markdown", type=Path, help="write the tables to this page too")
     return parser.parse_args()
 

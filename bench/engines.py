@@ -1,9 +1,13 @@
 """What an engine still computes after it was told to stop, by its own count.
 
 In this process and without a session, so that nothing lies between the stop and the engine. Each
-sample stops a generation at a random moment. What counts is the total of the engine's `Finished`
-less the tokens that it had handed out when `stop` was called: tokens that were computed by then and
-just on their way count against it, so the figure errs upwards. A token is one step of the model.
+sample stops a generation at a random moment. A token is one step of the model, and two things are
+counted, both from the total of the engine's `Finished`:
+
+* since it was told: what it computed afterwards. llama.cpp is told when its callback answers
+  "stop", at the end of the step that was under way; `scripted` is told by `stop` itself.
+* since `stop` was called: what it had not handed out by then. That holds the step under way and
+  what was computed and on its way to the reader.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from backchannel.engines.llama import LlamaGeneration
 from backchannel.engines.protocol import (
     Engine,
     Finished,
@@ -29,11 +34,13 @@ class EngineStop:
     """One stop.
 
     Attributes:
-        steps: Computed after the engine was told.
+        since_told: Tokens computed after the engine was told.
+        since_stop: Tokens that had not been handed out when `stop` was called.
         exact: Whether the count is the engine's own.
     """
 
-    steps: int
+    since_told: int
+    since_stop: int
     exact: bool
 
 
@@ -108,7 +115,11 @@ async def _one(engine: Engine, case: EngineCase, rng: random.Random) -> EngineSt
     if too_late:
         return None
     usage = reading.end.usage
-    return EngineStop((usage.output_tokens or 0) - handed_out, usage.exact)
+    total = usage.output_tokens or 0
+    told_at = generation.computed_when_told if isinstance(generation, LlamaGeneration) else None
+    if told_at is None:  # `stop` itself, or it was over before it could be told.
+        told_at = handed_out if not isinstance(generation, LlamaGeneration) else total
+    return EngineStop(total - told_at, total - handed_out, usage.exact)
 
 
 async def engine_stops(case: EngineCase, count: int, seed: int) -> list[EngineStop]:

@@ -105,7 +105,7 @@ class LlamaGeneration:
         self._signalled = False
         self._failure: BaseException | None = None
         self.computed_when_told: int | None = None
-        """How many tokens there were when a callback told llama.cpp to stop."""
+        """How many tokens there were when a callback first told llama.cpp to stop."""
         self._left: int | None = None  # The sequence that a stop left behind, in tokens.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._wake = asyncio.Event()
@@ -217,11 +217,11 @@ class LlamaGeneration:
             if not self._signalled and self._loop is not None:
                 self._signalled = True
                 self._loop.call_soon_threadsafe(self._wake.set)
+            if self._stopped and self.computed_when_told is None:
+                self.computed_when_told = tokens_so_far(message)
         except BaseException as error:  # noqa: BLE001 - as above
             self._failure = error
             return True
-        if self._stopped and self.computed_when_told is None:
-            self.computed_when_told = tokens_so_far(message)
         return self._stopped
 
 

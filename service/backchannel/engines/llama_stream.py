@@ -101,7 +101,7 @@ class LlamaStream:
         if progress is not None:
             self._prompt_tokens = progress["total"]
             self._cached_tokens = progress["cache"]
-        self.computed = max(self.computed, _tokens(body))
+        self.computed = max(self.computed, body.get("timings", {}).get("predicted_n", 0))
         for choice in body["choices"]:
             yield from self._delta(choice["delta"], choice.get("logprobs"))
             if choice["finish_reason"] is not None:
@@ -175,13 +175,9 @@ class LlamaStream:
         ]
 
 
-def tokens_so_far(message: bytes) -> int:
-    """How many tokens the server had computed when it wrote this."""
-    return _tokens(json.loads(message))
-
-
-def _tokens(body: dict[str, Any]) -> int:
-    tokens: int = body.get("timings", {}).get("predicted_n", 0)
+def tokens_so_far(message: bytes) -> int | None:
+    """How many tokens the server had computed when it wrote this; None if it does not say."""
+    tokens: int | None = json.loads(message).get("timings", {}).get("predicted_n")
     return tokens
 
 
