@@ -1,5 +1,12 @@
 /** The page in a real browser, through a real Envoy. */
-import { Client, FinishReason, ReceiptStatus, type Turn, indexOfChar } from "@backchannel/client";
+import {
+  Client,
+  FinishReason,
+  ReceiptStatus,
+  type Snapshot,
+  type Turn,
+  indexOfChar,
+} from "@backchannel/client";
 import { type Browser, type BrowserContext, type Page, chromium } from "playwright-core";
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from "vitest";
 import { Site, until } from "./site.js";
@@ -10,6 +17,7 @@ let site: Site;
 let browser: Browser;
 let context: BrowserContext;
 let complaints: string[];
+let served: Set<string>;
 
 beforeAll(async () => {
   site = new Site();
@@ -25,6 +33,7 @@ afterAll(async () => {
 
 beforeEach(async () => {
   complaints = [];
+  served = new Set([site.url]);
   context = await browser.newContext({ viewport: { width: 1000, height: 700 } });
   context.setDefaultTimeout(PATIENCE_MS);
 });
@@ -43,8 +52,14 @@ interface Settings {
 }
 
 /** A tab of the page with these settings. */
-async function tab(settings: Settings, address = ""): Promise<Page> {
+async function tab(settings: Settings, address = "", at = site): Promise<Page> {
   const page = await context.newPage();
+  served.add(at.url);
+  page.on("request", (request) => {
+    if (!served.has(new URL(request.url()).origin)) {
+      complaints.push(`it asks elsewhere: ${request.url()}`);
+    }
+  });
   page.on("pageerror", (error) => complaints.push(String(error)));
   page.on("console", (message) => {
     if (/Content Security Policy|violates/i.test(message.text())) {
@@ -54,7 +69,7 @@ async function tab(settings: Settings, address = ""): Promise<Page> {
   await page.addInitScript((kept) => {
     localStorage.setItem("backchannel/settings", kept);
   }, JSON.stringify(settings));
-  await page.goto(site.url + address);
+  await page.goto(at.url + address);
   await page.locator("select:enabled").waitFor();
   return page;
 }
@@ -78,18 +93,30 @@ async function someText(page: Page, atLeast: number, nth = 0): Promise<void> {
   await until(`${atLeast} characters are painted`, async () => (await shown(page, nth)).length >= atLeast);
 }
 
-/** The session by another reader: what the model will be told. */
-async function turnsOf(page: Page): Promise<Turn[]> {
-  const sessionId = new URL(page.url()).hash.replace("#s=", "");
-  const conversation = new Client({ baseUrl: site.url }).resume(sessionId);
+const sessionOf = (page: Page): string => new URL(page.url()).hash.replace("#s=", "");
+
+/** The session by another reader. */
+async function snapshotOf(page: Page, at = site): Promise<Snapshot> {
+  const conversation = new Client({ baseUrl: at.url }).resume(sessionOf(page));
   try {
-    return await new Promise<Turn[]>((resolve) => {
-      conversation.subscribe({ snapshot: ({ turns }) => resolve(turns) });
+    return await new Promise<Snapshot>((resolve) => {
+      conversation.subscribe({ snapshot: resolve });
       conversation.open();
     });
   } finally {
     conversation.close();
   }
+}
+
+const turnsOf = async (page: Page): Promise<Turn[]> => (await snapshotOf(page)).turns;
+
+/** Asks the model what its prompt has of its own answers; for chats with `mirror/…`. */
+async function toldNext(page: Page, key = "Enter"): Promise<string[]> {
+  const before = (await turnsOf(page)).length;
+  await say(page, "What did you say?", key);
+  await until("it is answered", async () => (await turnsOf(page)).length > before);
+  await idle(page);
+  return JSON.parse((await turnsOf(page)).at(-1)?.text ?? "") as string[];
 }
 
 const keptOf = (turn: Turn | undefined): string =>
@@ -169,7 +196,7 @@ describe("an answer", () => {
 
   it("that is stopped keeps exactly what was on the screen", async () => {
     // Words so long that the screen is always in the middle of one.
-    const page = await tab({ model: "scripted/echo", engineOptions: "rate=6" });
+    const page = await tab({ model: "mirror/echo", engineOptions: "rate=6" });
     await say(page, "abcdefgh👍jklmn ".repeat(40).trim());
     await someText(page, 40);
     const seen = await stopAndLook(page);
@@ -180,10 +207,11 @@ describe("an answer", () => {
     expect(keptOf(turn)).toBe(seen);
     expect(turn?.text.length).toBeGreaterThan(seen.length);
     expect(await shown(page)).toBe(seen);
+    expect(await toldNext(page)).toEqual([seen]);
   });
 
   it("that had come whole before the stop is cut back to what was on the screen", async () => {
-    const page = await tab({ model: "scripted/count", maxTokens: "600" });
+    const page = await tab({ model: "mirror/count", maxTokens: "600" });
     await say(page, "count");
     await someText(page, 10);
     const seen = await stopAndLook(page);
@@ -194,6 +222,41 @@ describe("an answer", () => {
     expect(keptOf(turn)).toBe(seen);
     expect(await shown(page)).toBe(seen);
     await page.getByText("more characters had come").waitFor();
+    expect(await toldNext(page)).toEqual([seen]);
+  });
+
+  it("is painted to its end, fast but without a leap, when the next one begins", async () => {
+    const page = await tab({ model: "scripted/count", maxTokens: "1500" });
+    await page.evaluate(() => {
+      const paints: { first: string; second: string }[] = [];
+      const look = (): void => {
+        const [first = "", second = ""] = [...document.querySelectorAll("article.turn")].map((turn) =>
+          [...turn.querySelectorAll(".markdown p")].map((part) => part.textContent).join(""),
+        );
+        paints.push({ first, second });
+        requestAnimationFrame(look);
+      };
+      look();
+      Object.assign(window, { paints });
+    });
+    await say(page, "count");
+    await someText(page, 10);
+    await say(page, "again");
+    await until("both are there", async () => (await answers(page).count()) === 2);
+    await someText(page, 10, 1);
+    const paints = await page.evaluate(
+      () => (window as unknown as { paints: { first: string; second: string }[] }).paints,
+    );
+    const whole = paints.at(-1)?.first ?? "";
+    expect(whole).toMatch(/^1 2 3 .* 1499 1500$/);
+    const sizes = paints.map(({ first }) => first.length);
+    const steps = sizes.map((size, index) => size - (sizes[index - 1] ?? 0));
+    expect(Math.max(...steps)).toBeLessThan(whole.length / 2);
+    expect(steps.filter((step) => step > 0).length).toBeGreaterThan(8);
+    // Nothing of the second while the first is unfinished.
+    expect(paints.filter(({ first, second }) => second !== "" && first !== whole)).toEqual([]);
+    await page.press("#say", "Escape");
+    await idle(page);
   });
 
   it("is read to screen readers by sentences", async () => {
@@ -228,6 +291,16 @@ describe("saying something while it speaks", () => {
     expect(second?.text).toBe("now this");
   });
 
+  it("redirects it by the keyboard, and the very next prompt has what was on the screen", async () => {
+    const page = await tab({ model: "mirror/echo", engineOptions: "rate=6" });
+    await say(page, "abcdefgh👍jklmn ".repeat(40).trim());
+    await someText(page, 40);
+    const told = await toldNext(page, "Control+Enter");
+    expect(told).toEqual([await shown(page, 0)]);
+    expect(told[0]?.length).toBeGreaterThan(35);
+    expect(told[0]?.length).toBeLessThan(400);
+  });
+
   it("waits its turn, and can be taken back", async () => {
     const page = await tab({ model: "scripted/count", engineOptions: "rate=20", maxTokens: "30" });
     await say(page, "count");
@@ -251,7 +324,9 @@ describe("saying something while it speaks", () => {
     await say(page, "go");
     await someText(page, 3);
     await page.fill("#say", "left");
-    await page.getByRole("button", { name: "Steer" }).click({ force: true });
+    const steer = page.getByRole("button", { name: "Steer" });
+    expect(await steer.getAttribute("aria-disabled")).toBe("true");
+    await steer.click({ force: true });
     await page.locator(".toast", { hasText: "can’t steer" }).waitFor();
     await page.press("#say", "Escape");
     await idle(page);
@@ -267,6 +342,39 @@ describe("a tool call", () => {
     expect(await card.innerText()).toContain("258");
     await idle(page);
     expect(await shown(page)).toBe('result: {"result":258}');
+  });
+
+  it("is shown while it is written, and at its place in the text, also to who comes later", async () => {
+    const page = await tab({ model: "mirror/tool", tools: ["calculator"], engineOptions: "rate=5" });
+    await say(page, "1 + 2 + 3 + 4");
+    const writing = page.locator('[data-testid=call][data-state="writing"] pre');
+    const pieces = new Set<string>();
+    await until("it is whole", async () => {
+      for (const text of await writing.allTextContents()) {
+        pieces.add(text);
+      }
+      return (await page.locator('[data-testid=call][data-state="completed"]').count()) === 1;
+    });
+    expect(pieces.size).toBeGreaterThan(3);
+    await idle(page);
+    const look = (of: Page) =>
+      answers(of).first().evaluate((turn) => [
+        [...turn.querySelectorAll(".markdown, .call")].map((part) =>
+          part.classList.contains("call") ? "(call)" : part.textContent,
+        ),
+        (turn.querySelector("[data-testid=figures]") as HTMLElement).innerText,
+        turn.querySelector(".strip")?.getAttribute("aria-label"),
+      ]);
+    const [parts, figures, strip] = await look(page);
+    expect(parts).toEqual(["Let me see. ", "(call)", 'result: {"result":10}']);
+    expect(figures).toMatch(/queued.*first token.*tok\/s.*gap.*generated \d+.*displayed \d+.*wasted 0/s);
+    expect(strip).toMatch(/^Took \d/);
+    const other = await tab({ model: "mirror/tool" }, new URL(page.url()).hash);
+    await answers(other).first().waitFor();
+    expect(await look(other)).toEqual([parts, figures, strip]);
+    await page.reload();
+    await answers(page).first().waitFor();
+    expect(await look(page)).toEqual([parts, figures, strip]);
   });
 
   it("shows its deadline, and can be cancelled", async () => {

@@ -2,15 +2,20 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { mkdtempSync, openSync, readFileSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { delimiter, join } from "node:path";
+import { fileURLToPath } from "node:url";
 
 const PYTHON = process.env["PYTHON"] ?? "python3";
+const MIRROR = fileURLToPath(new URL("../../../tests/integration/web/mirror", import.meta.url));
 const START_MS = 30_000;
 
 export class Site {
   readonly #folder = mkdtempSync(join(tmpdir(), "backchannel-page-"));
   #process: ChildProcess | undefined;
   #ports = { grpc: 0, http: 0 };
+
+  /** @param settings More of the server's settings, as environment variables. */
+  constructor(private readonly settings: Readonly<Record<string, string>> = {}) {}
 
   get url(): string {
     return `http://127.0.0.1:${this.#ports.http}`;
@@ -22,12 +27,17 @@ export class Site {
     const err = openSync(join(this.#folder, "err"), "w");
     const { grpc, http } = this.#ports;
     const options = [
-      ...["--engine", "scripted", "--log", `sqlite:///${this.#folder}/log.db`],
+      ...["--engine", "scripted", "--engine", "mirror", "--log", `sqlite:///${this.#folder}/log.db`],
       ...["--listen", `127.0.0.1:${grpc}`, "--edge", "--edge-listen", `127.0.0.1:${http}`],
       ...["--log-format", "json", "--drain-grace", "1"],
     ];
     this.#process = spawn(PYTHON, ["-m", "backchannel", "serve", ...options], {
       stdio: ["ignore", out, err],
+      env: {
+        ...process.env,
+        ...this.settings,
+        PYTHONPATH: [MIRROR, process.env["PYTHONPATH"] ?? ""].filter(Boolean).join(delimiter),
+      },
     });
     await until("the service serves", () => {
       if (this.#process?.exitCode !== null) {

@@ -21,7 +21,10 @@ import type { Wire } from "./wire.js";
 /** What a program that shows its connection is told. A cut is never an ending. */
 export type Connection =
   | { readonly state: "connecting" }
-  /** The stream is open and begins after this seq. */
+  /**
+   * The stream is open and begins after this seq. `resumed`: it goes on where it was cut, so nothing
+   * was missed. Else it begins with a snapshot.
+   */
   | { readonly state: "open"; readonly afterSeq: bigint; readonly resumed: boolean }
   /** It was cut, or could not be opened; it is tried again `retryInMs` from now. */
   | { readonly state: "lost"; readonly error: StatusError; readonly retryInMs: number }
@@ -171,7 +174,8 @@ export class Stream {
         if (!heard && !frame.goAway) {
           heard = true;
           this.options.backoff.reset();
-          this.options.onConnection({ state: "open", afterSeq: this.seq, resumed: this.#resumed });
+          const resumed = this.#resumed && this.#snapshotCause === undefined;
+          this.options.onConnection({ state: "open", afterSeq: this.seq, resumed });
           this.#resumed = true;
         }
         this.#take(frame);

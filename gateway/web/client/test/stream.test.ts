@@ -118,6 +118,16 @@ describe("a stream", () => {
 
   it("asks for a snapshot when its cursor is no longer kept", async () => {
     const { wire, time, conversation, snapshots, seqs } = await opened(3n);
+    const resumed: boolean[] = [];
+    conversation.subscribe({
+      connection: (connection) => {
+        if (connection.state === "open") {
+          resumed.push(connection.resumed);
+        }
+      },
+    });
+    wire.link.events(delta(4));
+    await settle();
     wire.link.cut(refused(Code.OutOfRange, "CURSOR_TRIMMED"));
     await settle();
     expect(wire.link.request.snapshot).toBe(true);
@@ -125,11 +135,15 @@ describe("a stream", () => {
     wire.link.events(delta(41));
     await settle();
     expect(snapshots).toEqual(["cursor lost"]);
-    expect(seqs).toEqual([41n]);
+    expect(seqs).toEqual([4n, 41n]);
     expect(conversation.seq).toBe(41n);
     wire.link.cut();
     await time.pass(750);
     expect(wire.link.request).toMatchObject({ snapshot: false, afterSeq: 41n });
+    wire.link.events(delta(42));
+    await settle();
+    // The first opening, the one with a snapshot in place of events, the one with nothing missed.
+    expect(resumed).toEqual([false, false, true]);
   });
 
   it("puts the parts of a snapshot together, and begins anew when it is cut between two", async () => {

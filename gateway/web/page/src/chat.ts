@@ -62,6 +62,8 @@ export class Chat {
   lostAtMs: number | undefined;
   /** How often a lost connection came back. */
   reconnects = 0;
+  /** How often the server no longer had all events of the time in between. */
+  gaps = 0;
   models: readonly Model[] | undefined;
   modelsError = "";
   settings: Settings = loadSettings();
@@ -353,6 +355,7 @@ export class Chat {
     this.connection = { state: "connecting" };
     this.lostAtMs = undefined;
     this.reconnects = 0;
+    this.gaps = 0;
     this.#sent.clear();
     this.#said.clear();
   }
@@ -407,6 +410,7 @@ export class Chat {
     const chars = before ? this.painter.charsOf(before) : 0;
     this.transcript.reset(snapshot);
     if (cause === "cursor lost") {
+      this.gaps += 1;
       this.transcript.notice(
         `Some of what happened is no longer kept by the server: this is its state as of event ${snapshot.seq}.`,
       );
@@ -434,7 +438,11 @@ export class Chat {
       if (this.lostAtMs !== undefined) {
         this.reconnects += 1;
         const seconds = ((performance.now() - this.lostAtMs) / 1000).toFixed(1);
-        this.tell(`Back after ${seconds} s. Nothing was missed: it went on after event ${connection.afterSeq}.`);
+        this.tell(
+          connection.resumed
+            ? `Back after ${seconds} s. Nothing was missed: it went on after event ${connection.afterSeq}.`
+            : `Back after ${seconds} s.`,
+        );
       }
       this.lostAtMs = undefined;
     } else if (connection.state === "ended" && connection.error?.gone) {

@@ -32,7 +32,9 @@ function stateOf(chat: Chat): State {
       const detail =
         chat.reconnects === 0
           ? "Connected; nothing was lost."
-          : `Connected. The connection was lost ${times} and came back, with nothing missed.`;
+          : chat.gaps === 0
+            ? `Connected. The connection was lost ${times} and came back, with nothing missed.`
+            : `Connected. The connection was lost ${times}; not every event of the time between was still kept.`;
       return { kind: "open", text: "Live", detail };
     }
     case "ended":

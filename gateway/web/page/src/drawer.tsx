@@ -11,10 +11,22 @@ interface Props {
 }
 
 export function Drawer({ title, wide = false, onClose, children }: Props): VNode {
+  const panel = useRef<HTMLElement>(null);
   const heading = useRef<HTMLHeadingElement>(null);
-  useEffect(() => heading.current?.focus(), []);
+  useEffect(() => {
+    const before = document.activeElement;
+    heading.current?.focus();
+    return () => {
+      // Back to where it was opened from, but not out of somewhere else.
+      const { activeElement } = document;
+      const ours = activeElement === document.body || panel.current?.contains(activeElement);
+      if (before instanceof HTMLElement && ours) {
+        before.focus();
+      }
+    };
+  }, []);
   return (
-    <aside class={wide ? "drawer wide" : "drawer"} aria-label={title}>
+    <aside ref={panel} class={wide ? "drawer wide" : "drawer"} aria-label={title}>
       <div class="drawer-top">
         <h2 ref={heading} tabIndex={-1}>
           {title}

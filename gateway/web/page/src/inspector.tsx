@@ -30,6 +30,8 @@ export function Inspector({ chat }: { chat: Chat }): VNode {
         <dd data-testid="seq">{conversation ? String(conversation.seq) : "–"}</dd>
         <dt>Reconnects</dt>
         <dd data-testid="reconnects">{chat.reconnects}</dd>
+        <dt>Gaps</dt>
+        <dd data-testid="gaps">{chat.gaps}</dd>
         <dt>On its way up</dt>
         <dd>{conversation?.pending.length ?? 0}</dd>
       </dl>
