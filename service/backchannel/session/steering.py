@@ -15,7 +15,7 @@ from typing import Final
 TAIL_CHARS: Final = 64
 """So much of a text's end tells whether a sentence ends there."""
 
-_CLOSERS: Final = "[\"'”’»)\\]*_`]*"
+_CLOSERS: Final = "[\"'”’»)\\]*_`」』]*"
 _CERTAIN: Final = re.compile(rf"\n\s*\Z|[。！？…]{_CLOSERS}\s*\Z|[.!?]{_CLOSERS}\s+\Z")  # noqa: RUF001 - full width is meant
 _PERHAPS: Final = re.compile(rf"[.!?]{_CLOSERS}\Z")
 # "e. ", "Dr. ", "12. " at the beginning of a line: a stop that ends no sentence.

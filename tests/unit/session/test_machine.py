@@ -78,9 +78,7 @@ BAD_FRAMES: list[frame_pb2.ClientFrame] = [
     frame_pb2.ClientFrame(interrupt=frame_pb2.Interrupt()),
     frame_pb2.ClientFrame(interrupt=frame_pb2.Interrupt(turn_id="a", target_frame_id="b")),
     frame_pb2.ClientFrame(
-        interrupt=frame_pb2.Interrupt(
-            turn_id="a", tools=session_pb2.ToolDisposition.ValueType(77)
-        )
+        interrupt=frame_pb2.Interrupt(turn_id="a", tools=session_pb2.ToolDisposition.ValueType(77))
     ),
     frame_pb2.ClientFrame(tool_result=session_pb2.ToolResult(call_id="no-such-call", json="1")),
     frame_pb2.ClientFrame(tool_result=session_pb2.ToolResult(call_id="no-such-call")),
