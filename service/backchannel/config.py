@@ -6,17 +6,19 @@ the TOML file, and that over the defaults.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import json
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Final, Self
 
 from platformdirs import user_state_path
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -55,11 +57,13 @@ class ServeConfig(BaseSettings):
     Attributes:
         listen: `host:port`, `[ipv6]:port` or `unix:/path`. Port 0 takes a free one.
         anonymous: Whether strangers may reach it: only then may `listen` be off loopback.
-        engine: Names of the engines to open; `scripted` is always there. Empty: what this machine
-            can run.
-        engine_options: Settings of each engine by its name, as the engine documents them.
-        model: The default model as `engine/name`, or the path of a GGUF file. Empty: the first
-            engine's first.
+        engine: Names of the engines to open; `scripted` is always there. Empty: those that
+            `engine_options` tells of, and what else this machine can run.
+        engine_options: Settings of each engine by its name: `adapter` (what makes it; by default
+            the one of its own name), `max_parallel`, `max_waiting`, and what the adapter documents.
+        model_aliases: Other names for models, each with the models that are asked, in their order.
+        model: The default model as `engine/name`, an alias, or the path of a GGUF file. Empty: the
+            first engine's first.
         log: Where sessions are kept: `sqlite:///path` or `memory`.
         drain_grace_s: How long a stop may take in all: running answers get most of it to end.
         log_level: How much the service says about itself.
@@ -95,6 +99,7 @@ class ServeConfig(BaseSettings):
     anonymous: bool = False
     engine: Annotated[tuple[str, ...], NoDecode] = ()
     engine_options: Mapping[str, Mapping[str, object]] = {}
+    model_aliases: Mapping[str, tuple[str, ...]] = {}
     model: str = ""
     log: str = Field(default_factory=default_log)
     drain_grace_s: float = Field(default=10.0, ge=0, le=3600)
@@ -114,6 +119,12 @@ class ServeConfig(BaseSettings):
     edge_tls_certificate: str = ""
     edge_tls_key: str = ""
     sessions: HostConfig = HostConfig()
+
+    @property
+    def model_file(self) -> Path | None:
+        """The GGUF file that `model` names, if it names one."""
+        engines = {*self.engine, *self.engine_options}
+        return Path(self.model).expanduser() if _is_file(self.model, engines) else None
 
     @property
     def address(self) -> Address:
@@ -186,6 +197,27 @@ class ServeConfig(BaseSettings):
             return tuple(name.strip() for name in value.split(",") if name.strip())
         return value
 
+    @field_validator("engine_options", mode="before")
+    @classmethod
+    def _read_lists(cls, value: object) -> object:
+        """An environment variable holds an engine's list or table as JSON."""
+        if not isinstance(value, Mapping):
+            return value
+        return {
+            name: {key: _from_json(given) for key, given in options.items()}
+            if isinstance(options, Mapping)
+            else options
+            for name, options in value.items()
+        }
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _split_each(cls, value: object) -> object:
+        """One target needs no list, and an environment variable holds several as `a,b`."""
+        if not isinstance(value, Mapping):
+            return value
+        return {alias: cls._split(targets) for alias, targets in value.items()}
+
     @field_validator("listen")
     @classmethod
     def _check_listen(cls, value: str) -> str:
@@ -212,12 +244,17 @@ class ServeConfig(BaseSettings):
 
     @field_validator("model")
     @classmethod
-    def _check_model(cls, value: str) -> str:
-        if value.endswith(GGUF):
+    def _check_model(cls, value: str, info: ValidationInfo) -> str:
+        aliases = info.data.get("model_aliases", {})
+        engines = {*info.data.get("engine", ()), *info.data.get("engine_options", ())}
+        if _is_file(value, engines):
             if not Path(value).expanduser().is_file():
                 raise ValueError("there is no such file; name a GGUF file that exists")
-        elif value and not all(value.partition("/")):
-            raise ValueError("write engine/name, such as scripted/echo, or the path of a GGUF file")
+        elif value and value not in aliases and not all(value.partition("/")):
+            raise ValueError(
+                "write engine/name, such as scripted/echo, an alias of model_aliases (there are"
+                f" {', '.join(aliases) or 'none'}), or the path of a GGUF file"
+            )
         return value
 
     @field_validator("log")
@@ -307,6 +344,19 @@ def _origin(place: tuple[str, ...], flags: Mapping[str, object], toml: Path | No
             return variable
     name = ".".join(place)
     return f"{name} in {toml}" if toml else name
+
+
+def _is_file(model: str, engines: Collection[str]) -> bool:
+    """Whether it is a path and not a model, which upstreams may call after its file."""
+    return model.endswith(GGUF) and model.partition("/")[0] not in engines
+
+
+def _from_json(value: object) -> object:
+    """What a text says if it is JSON's list or table; else the text."""
+    if isinstance(value, str) and value[:1] in ("[", "{"):
+        with contextlib.suppress(ValueError):
+            return json.loads(value)
+    return value
 
 
 def _shown(value: Any) -> str:

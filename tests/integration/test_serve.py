@@ -228,13 +228,30 @@ def no_xllamacpp(tmp_path: Path) -> str:
 async def test_without_the_embedded_engine_it_says_so_and_serves(
     server_command: ServerProcess, no_xllamacpp: str
 ) -> None:
-    server_command.arguments = ("--engine", "llama")
+    server_command.engines = ()
     server_command.environment = {"PYTHONPATH": no_xllamacpp}
     await server_command.start()
-    assert "llama is not there: " in server_command.output
+    assert "Note: llama is not there: " in server_command.output
     assert "xllamacpp" in server_command.output
     async with connected(server_command.address) as client:
         assert (await client.create()).config.model == "scripted/echo"
+
+
+@pytest.mark.parametrize(
+    "asked_for", [{"BACKCHANNEL_ENGINE": "llama"}, {"BACKCHANNEL_MODEL": "llama/house"}]
+)
+def test_an_engine_that_was_asked_for_and_cannot_start_stops_the_start(
+    no_xllamacpp: str, monkeypatch: pytest.MonkeyPatch, asked_for: dict[str, str]
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", no_xllamacpp)
+    for name, value in asked_for.items():
+        monkeypatch.setenv(name, value)
+    done = backchannel("serve", "--listen", "127.0.0.1:0", "--log", "memory")
+    assert done.returncode == 1
+    assert done.stderr.startswith("Error: ")
+    assert "llama" in done.stderr
+    assert "xllamacpp, which is not installed here" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 async def test_a_gguf_file_is_the_default_model(

@@ -58,6 +58,7 @@ class ServerProcess:
 
     folder: Path
     arguments: tuple[str, ...] = ()
+    engines: tuple[str, ...] = ("--engine", "scripted")
     environment: Mapping[str, str] = field(default_factory=dict)
     # Envoy only where it is wanted: most tests want the port of gRPC.
     edge: tuple[str, ...] = ("--no-edge",)
@@ -76,7 +77,7 @@ class ServerProcess:
         """Start, or start again at the same port, and wait until it serves."""
         command = [
             *(sys.executable, "-m", "backchannel", "serve"),
-            *("--listen", f"127.0.0.1:{self.port}", "--engine", "scripted"),
+            *("--listen", f"127.0.0.1:{self.port}", *self.engines),
             *self.edge,
             *("--log", f"sqlite:///{self.folder / 'log.db'}", "--log-format", "json"),
             *self.arguments,

@@ -233,20 +233,29 @@ async def _run(config: ServeConfig) -> int:
 def _greet(server: Server, edge: BrowserEdge) -> None:
     """Say what runs, and what to do next."""
     for problem in server.engines.problems:
-        _complain(f"the engine {problem.engine} is not there: {problem.message}", "Note")
+        _complain(f"{problem.subject} is not there: {problem.message}", "Note")
     if edge.problem:
         _complain(f"no page for browsers: {edge.problem}", "Note")
     address = str(server.address.from_here)
     others = "" if address == "127.0.0.1:50051" else f" --server {address}"
     typer.echo(
         f"Backchannel listens on {server.address}\n"
-        f"  model  {server.engines.default_model}\n"
+        f"  model  {_default(server)}\n"
         f"  log    {server.log_address}\n"
         + (f"Open {edge.url} in a browser, or try" if edge.url else "Try")
         + ", in another terminal:\n"
         f"  backchannel chat{others}\n"
         f"  grpcurl -plaintext {address} list"
     )
+
+
+def _default(server: Server) -> str:
+    """The default model, with what is behind it if it is an alias."""
+    cards = dict(server.engines.models())
+    model = server.engines.default_model
+    if not model:
+        return "none yet: the first engine lists none"
+    return model if "/" in model else f"{model}: {cards[model].description}"
 
 
 def _complain(message: str, kind: str = "Error") -> None:

@@ -17,7 +17,8 @@ class HostConfig:
         max_sessions: Sessions in the log, at rest or not; one more is `SESSIONS_FULL`.
         max_live: Sessions in memory. Idle ones without readers make room for others.
         max_readers: Readers attached to one session; one more is `READERS_FULL`.
-        max_waiting_runs: Generations of one model that wait for a place; one more is `ENGINE_BUSY`.
+        max_waiting_runs: Turns that wait for one engine, unless its own `max_waiting` says
+            otherwise; one more is `ENGINE_BUSY`.
         max_owed_receipts: Receipts that one reader has not taken; at so many `Reader.room` waits.
         max_backlog_bytes: Events of all sessions, not committed yet; above that inputs wait.
         commit_pace_s: The least time between two appends that carry nothing but output; the price

@@ -105,7 +105,7 @@ class Host:
             # An append to memory is a function call: nothing to save.
             pace_s=config.commit_pace_s,
         )
-        self._admission = Admission(max_waiting=config.max_waiting_runs)
+        self._admission = Admission(max_waiting=config.max_waiting_runs, clock=clock)
         self._resources = Resources(
             log=log,
             clock=clock,

@@ -46,10 +46,10 @@ def check_message(
 def can_continue(engines: EngineRegistry, model: str) -> bool:
     """Whether a model goes on from a partial answer; not if it is not there any more."""
     try:
-        _, card, _ = engines.resolve(model)
+        targets = engines.route(model).targets
     except BackchannelError:
         return False
-    return Capability.CONTINUE_PARTIAL in card.capabilities
+    return any(Capability.CONTINUE_PARTIAL in target.card.capabilities for target in targets)
 
 
 @contextmanager
@@ -75,16 +75,15 @@ def _check(
     sampling: session_pb2.Sampling,
     response_format: session_pb2.ResponseFormat | None,
 ) -> str:
-    engine, card, full_name = engines.resolve(config.model)
-    engine.check(
+    return engines.check(
+        config.model,
         Prompt(
-            model=card.name,
+            model="",
             system=config.system,
             messages=(),
             tools=config.tools,
             sampling=sampling,
             options=dict(config.engine_options),
             response_format=response_format,
-        )
+        ),
     )
-    return full_name

@@ -1,6 +1,9 @@
-"""Engine runs: each is a task that asks an engine once and feeds the answer to its session.
+"""Engine runs: each is a task that puts one question and feeds the answer to its session.
 
 A run belongs to the host. No call, stream or reader owns it, so none takes it along when it ends.
+
+The question goes to one model, or to the targets of an alias in their order until one of them
+begins to answer. After the first chunk nobody else is asked: an answer has one author.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from backchannel.engines.protocol import (
     ToolCallStart,
 )
 from backchannel.engines.registry import EngineRegistry
+from backchannel.engines.routing import Target, moves_on, nobody
 from backchannel.errors import BackchannelError, Reason
 from backchannel.host.admission import Admission, Ticket
 from backchannel.host.clock import SECOND_NS, Clock, Timer
 from backchannel.session.decision import StartEngine
+from backchannel.v1 import session_pb2
 
 _logger = structlog.get_logger(__name__)
 
@@ -40,8 +45,8 @@ Spawn = Callable[[Coroutine[Any, Any, None], str], asyncio.Task[None]]
 class Listener(Protocol):
     """Whom a run feeds: its session."""
 
-    def run_admitted(self, run_id: str) -> None:
-        """The engine is asked from now on."""
+    def run_admitted(self, run_id: str, model: str) -> None:
+        """This model, `engine/name`, is asked from now on; again after a fallback."""
         ...
 
     def run_text(self, run_id: str, chunk: TextChunk) -> None:
@@ -79,7 +84,7 @@ class Listener(Protocol):
 
 
 class EngineRun:
-    """One question to an engine, from the queue to the last chunk.
+    """One question, from the queue to the last chunk.
 
     Args:
         effect: What to ask.
@@ -94,7 +99,9 @@ class EngineRun:
         self._runner = runner
         self._ticket: Ticket | None = None
         self._generation: Generation | None = None
+        self._begun = False
         self._stopped = False
+        self._held: asyncio.Future[None] | None = None
         self._limit: Timer | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -110,6 +117,7 @@ class EngineRun:
         if self._stopped:
             return
         self._stopped = True
+        self.hold(False)
         generation, ticket = self._generation, self._ticket
         if generation is not None:
             generation.stop()
@@ -118,6 +126,22 @@ class EngineRun:
         clock = self._runner.clock
         limit_ns = clock.now_ns() + round(self._runner.stop_limit_s * SECOND_NS)
         self._limit = clock.call_at(limit_ns, self._drop)
+
+    def hold(self, on: bool) -> None:  # noqa: FBT001 - a switch
+        """Take nothing more from the engine for now, or go on.
+
+        An engine that works as it is read waits with us; one that does not (most, over a network or
+        in threads of their own) fills what it has for a buffer, and what is then never taken is
+        counted when it is stopped.
+        """
+        if on == (self._held is not None) or (on and self._stopped):
+            return
+        if on:
+            self._held = asyncio.get_running_loop().create_future()
+        elif self._held is not None:
+            if not self._held.done():
+                self._held.set_result(None)
+            self._held = None
 
     def abandon(self) -> None:
         """Stop, and report nothing more: the session is not there any more, or not as it was."""
@@ -132,19 +156,15 @@ class EngineRun:
 
     async def _run(self) -> None:
         try:
-            await self._ask()
+            self._finish(await self._ask())
         except asyncio.CancelledError:
-            if self._listener is not None:
-                error = BackchannelError(Reason.ENGINE_FAILED, "the engine did not stop when told")
-                self._listener.run_failed(self.run_id, error)
+            self._fail(BackchannelError(Reason.ENGINE_FAILED, "the engine did not stop when told"))
             raise
         except BackchannelError as error:
             _logger.warning("engine_failed", model=self._effect.model, reason=error.reason)
             self._fail(error)
-        except Exception as error:  # noqa: BLE001 - an adapter's bug ends its turn, not the process
-            # Neither the message nor the traceback: both may quote the prompt.
-            _logger.error("engine_broke", model=self._effect.model, kind=type(error).__name__)
-            self._fail(BackchannelError(Reason.ENGINE_FAILED, "the engine failed unexpectedly"))
+        except Exception as error:  # noqa: BLE001 - a bug ends its turn, not the process
+            self._fail(_broken(self._effect.model, error))
         finally:
             if self._limit is not None:
                 self._limit.cancel()
@@ -156,40 +176,73 @@ class EngineRun:
     def _told_to_stop(self) -> bool:
         return self._stopped
 
-    async def _ask(self) -> None:
+    async def _ask(self) -> Finished:
+        """Ask the targets one after the other, until one begins to answer."""
+        route = self._runner.engines.route(self._effect.model)
+        failures = list(route.absent)
+        for number, target in enumerate(route.targets, 1):
+            if self._told_to_stop():
+                return _NOTHING_DONE
+            try:
+                return await self._try(target, may_be_unable=len(route.targets) > 1)
+            except BackchannelError as error:
+                if self._begun or self._told_to_stop() or not moves_on(error):
+                    raise
+                failures.append((target.name, error))
+                if number < len(route.targets):
+                    _logger.warning(
+                        "engine_passed_over",
+                        model=route.name,
+                        target=target.name,
+                        reason=error.reason,
+                        next=route.targets[number].name,
+                    )
+        raise nobody(route.name, failures)
+
+    async def _try(self, target: Target, *, may_be_unable: bool) -> Finished:
+        """Ask one target.
+
+        Raises:
+            BackchannelError: It failed, is busy, or cannot.
+        """
+        try:
+            return await self._ask_one(target, may_be_unable=may_be_unable)
+        except BackchannelError:
+            raise
+        except Exception as error:  # noqa: BLE001 - an adapter's bug is a failure like any other
+            raise _broken(target.name, error) from None
+
+    async def _ask_one(self, target: Target, *, may_be_unable: bool) -> Finished:
         effect = self._effect
-        engine, card, full_name = self._runner.engines.resolve(effect.model)
-        if self._told_to_stop():
-            self._finish(_NOTHING_DONE)
-            return
-        ticket = self._ticket = self._runner.admission.enter(full_name, card.parallel)
+        prompt = Prompt(
+            model=target.card.name,
+            system=effect.system,
+            messages=effect.messages,
+            tools=effect.tools,
+            sampling=effect.sampling,
+            options=effect.options,
+            response_format=effect.response_format,
+            continue_text=effect.continue_text,
+        )
+        if may_be_unable:
+            _check(target, prompt)  # Before anybody waits for what cannot be.
+        ticket = self._ticket = self._runner.admission.enter(target, goes_on=_goes_on(effect))
         try:
             if not await ticket.wait() or self._told_to_stop():
-                self._finish(_NOTHING_DONE)
-                return
+                return _NOTHING_DONE
             if self._listener is not None:
-                self._listener.run_admitted(self.run_id)
+                self._listener.run_admitted(self.run_id, target.name)
             if self._told_to_stop():
-                self._finish(_NOTHING_DONE)
-                return
-            prompt = Prompt(
-                model=card.name,
-                system=effect.system,
-                messages=effect.messages,
-                tools=effect.tools,
-                sampling=effect.sampling,
-                options=effect.options,
-                response_format=effect.response_format,
-                continue_text=effect.continue_text,
-            )
-            async with aclosing(engine.start(prompt)) as generation:
+                return _NOTHING_DONE
+            async with aclosing(target.engine.start(prompt)) as generation:
                 self._generation = generation
                 finished = await self._feed(generation)
             # Reported after the engine has let go, so that whoever sees the end may rely on it.
             if finished is None:
                 raise BackchannelError(Reason.ENGINE_FAILED, "the engine ended without an ending")
-            self._finish(finished)
+            return finished
         finally:
+            self._generation = self._ticket = None
             ticket.leave()
 
     def _finish(self, finished: Finished) -> None:
@@ -198,7 +251,10 @@ class EngineRun:
 
     async def _feed(self, generation: Generation) -> Finished | None:
         run_id = self.run_id
+        if self._held is not None:
+            await self._held
         async for item in generation:
+            self._begun = True
             listener = self._listener
             if listener is None:
                 if type(item) is Finished:
@@ -216,7 +272,37 @@ class EngineRun:
                 return item
             if listener.runs_ahead and not self._stopped:
                 await listener.caught_up()
+            if self._held is not None:
+                await self._held
         return None
+
+
+def _check(target: Target, prompt: Prompt) -> None:
+    """Find out whether a target can do it, at the price of no place in its queue.
+
+    Raises:
+        BackchannelError: `CAPABILITY_MISSING`, whatever it is that one target of several refuses.
+    """
+    try:
+        target.engine.check(prompt)
+    except BackchannelError as error:
+        if moves_on(error):
+            raise
+        raise BackchannelError(
+            Reason.CAPABILITY_MISSING, error.message, field=error.field, metadata=error.metadata
+        ) from None
+
+
+def _broken(model: str, error: Exception) -> BackchannelError:
+    # Neither the message nor the traceback: both may quote the prompt.
+    _logger.error("engine_broke", model=model, kind=type(error).__name__)
+    return BackchannelError(Reason.ENGINE_FAILED, "the engine failed unexpectedly")
+
+
+def _goes_on(effect: StartEngine) -> bool:
+    """Whether the turn has been served before: its tools have answered, or its text has begun."""
+    answered = bool(effect.messages) and effect.messages[-1].role == session_pb2.ROLE_TOOL
+    return answered or bool(effect.continue_text)
 
 
 class Runner:
@@ -244,6 +330,16 @@ class Runner:
         self.clock = clock
         self.spawn = spawn
         self.stop_limit_s = stop_limit_s
+
+    def check_room(self, model: str) -> None:
+        """Refuse a turn that would be turned away from every model it may go to.
+
+        Raises:
+            BackchannelError: `ENGINE_BUSY`, of the first of them; as `EngineRegistry.route`.
+        """
+        targets = self.engines.route(model).targets
+        if all(map(self.admission.full, targets)):
+            raise self.admission.busy(targets[0])
 
     def start(self, effect: StartEngine, listener: Listener) -> EngineRun:
         """Ask an engine; the answer goes to the listener."""

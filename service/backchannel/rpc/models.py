@@ -25,9 +25,9 @@ class Models(model_service_pb2_grpc.ModelServiceServicer):
         request: model_service_pb2.ListModelsRequest,
         context: grpc.aio.ServicerContext[Any, Any],
     ) -> model_service_pb2.ListModelsResponse:
-        """All models, the default first."""
+        """All models and aliases, the default first."""
         default = self._engines.default_model
-        # Stable: behind the default the engines' own order stays.
+        # Stable: behind the default the order stays, aliases first.
         ordered = sorted(self._engines.models(), key=lambda named: named[0] != default)
         return model_service_pb2.ListModelsResponse(
             models=[

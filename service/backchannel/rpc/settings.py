@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from backchannel.config import GGUF, ServeConfig
+from backchannel.config import ServeConfig
 from backchannel.engines.registry import DEFAULT_ENGINES, EngineRegistry
 from backchannel.rpc.wire import MAX_TRANSPORT_BYTES
 
@@ -40,19 +40,29 @@ def server_options(config: ServeConfig) -> list[tuple[str, int]]:
 
 
 def engines(config: ServeConfig) -> EngineRegistry:
-    """The engines to open, and the default model."""
+    """The engines to open, the aliases, and the default model.
+
+    What somebody asked for by name, or said anything about, has to open; what is only tried because
+    nothing was said does not.
+
+    Raises:
+        BackchannelError: `FIELD_INVALID`, naming a setting that makes no sense.
+    """
     names = dict.fromkeys(config.engine or (*DEFAULT_ENGINES, *config.engine_options))
     settings = {name: config.engine_options.get(name, {}) for name in names}
+    tried = () if config.engine else DEFAULT_ENGINES.keys() - config.engine_options.keys()
     default_model = config.model
-    if default_model.endswith(GGUF):
-        path = Path(default_model).expanduser().absolute()
+    if config.model_file is not None:
+        path = config.model_file.absolute()
         name = _model_name(path)
         configured = settings.get("llama", {})
         models = configured.get("models", ())
         others = models if isinstance(models, (list, tuple)) else ()
         settings["llama"] = {**configured, "models": [{"name": name, "path": str(path)}, *others]}
         default_model = f"llama/{name}"
-    return EngineRegistry(settings, default_model=default_model)
+    return EngineRegistry(
+        settings, aliases=config.model_aliases, default_model=default_model, optional=tried
+    )
 
 
 def _model_name(path: Path) -> str:

@@ -26,7 +26,7 @@ async def test_the_parrot_talks(monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = [EntryPoint("parrot", "parrot:create", GROUP)]
     async with EngineRegistry({"parrot": {"word": "Hi"}}, plugins=plugins) as registry:
         assert registry.problems == ()
-        engine, card, _ = registry.resolve("")
+        engine, card = registry.route("").targets[0][:2]
         sampling = session_pb2.Sampling(max_tokens=3)
         prompt = Prompt(card.name, "", [user("Talk")], sampling=sampling)
         run = await collect(engine.start(prompt))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint
@@ -10,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from backchannel.engines.registry import GROUP, EngineRegistry
+from backchannel.engines.registry import DEFAULT_ENGINES, GROUP, EngineRegistry
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.errors import BackchannelError, Reason
 
@@ -70,9 +69,10 @@ async def test_scripted_is_always_there() -> None:
             f"scripted/{name}" for name in ("echo", "count", "tool", "tools", "fail", "stall")
         ]
         assert registry.default_model == "scripted/echo"
-        engine, card, full_name = registry.resolve("")
-        assert (engine.name, card.name, full_name) == ("scripted", "echo", "scripted/echo")
-        assert registry.resolve("scripted/tool")[1].name == "tool"
+        target = registry.route("").targets[0]
+        assert (target.engine.name, target.card.name) == ("scripted", "echo")
+        assert target.name == "scripted/echo"
+        assert registry.resolve("scripted/tool").card.name == "tool"
 
 
 @pytest.mark.parametrize(
@@ -88,8 +88,9 @@ async def test_an_unknown_model_is_answered_with_those_there_are(model: str) -> 
 
 async def test_a_third_partys_engine_is_opened_and_closed() -> None:
     async with EngineRegistry({"parrot": {}}, plugins=[entry("parrot")]) as registry:
-        engine, _, full_name = registry.resolve("")
-        assert full_name == "parrot/echo"
+        route = registry.route("")
+        engine = route.targets[0].engine
+        assert route.name == "parrot/echo"
         assert isinstance(engine, Parrot)
         assert engine.opened
     assert not engine.opened
@@ -105,7 +106,7 @@ async def test_the_default_can_be_chosen() -> None:
         {"parrot": {}}, default_model="scripted/count", plugins=[entry("parrot")]
     ) as registry:
         assert registry.default_model == "scripted/count"
-        assert registry.resolve("")[2] == "scripted/count"
+        assert registry.route("").name == "scripted/count"
 
 
 @pytest.mark.parametrize(
@@ -117,11 +118,32 @@ async def test_the_default_can_be_chosen() -> None:
         ("missing", f"{PLUGINS}:missing.*AttributeError"),
     ],
 )
-async def test_a_broken_engine_is_told_and_the_others_serve(attribute: str, says: str) -> None:
-    async with EngineRegistry({"parrot": {}}, plugins=[entry(attribute)]) as registry:
+async def test_an_engine_that_was_asked_for_and_is_broken_stops_the_start(
+    attribute: str, says: str
+) -> None:
+    with pytest.raises(BackchannelError, match=says) as caught:
+        async with EngineRegistry({"parrot": {}}, plugins=[entry(attribute)]):
+            pass
+    assert caught.value.reason is Reason.ENGINE_UNAVAILABLE
+    assert str(caught.value).startswith("the engine parrot cannot be started: ")
+
+
+async def test_every_engine_that_stops_the_start_has_its_line() -> None:
+    settings = {"polly": {"adapter": "parrot"}, "parrot": {}}
+    with pytest.raises(BackchannelError) as caught:
+        async with EngineRegistry(settings, plugins=[entry("broken")]):
+            pass
+    assert [line.split(":")[0] for line in str(caught.value).splitlines()] == [
+        "the engine polly cannot be started",
+        "the engine parrot cannot be started",
+    ]
+
+
+async def test_an_engine_that_was_only_tried_is_told_and_the_others_serve() -> None:
+    plugins = [entry("unavailable")]
+    async with EngineRegistry({"parrot": {}}, optional=["parrot"], plugins=plugins) as registry:
         (problem,) = registry.problems
-        assert problem.engine == "parrot"
-        assert re.search(says, problem.message)
+        assert (problem.subject, problem.message) == ("parrot", "buy a cage")
         assert registry.default_model == "scripted/echo"
         with pytest.raises(BackchannelError, match="could not be started") as caught:
             registry.resolve("parrot/echo")
@@ -141,19 +163,20 @@ async def test_one_adapter_makes_several_engines() -> None:
     }
     async with EngineRegistry(settings, plugins=[entry("picky")]) as registry:
         assert registry.problems == ()
-        polly, parrot = (registry.resolve(f"{name}/echo")[0] for name in ("polly", "parrot"))
+        polly, parrot = (registry.resolve(f"{name}/echo").engine for name in ("polly", "parrot"))
         assert (polly.name, parrot.name) == ("polly", "parrot")
         assert polly is not parrot
 
 
 async def test_an_engine_under_another_name_is_refused() -> None:
-    async with EngineRegistry({"crow": {}}, plugins=[entry("stubborn", "crow")]) as registry:
-        assert "calls itself 'parrot'" in registry.problems[0].message
+    with pytest.raises(BackchannelError, match="calls itself 'parrot'"):
+        async with EngineRegistry({"crow": {}}, plugins=[entry("stubborn", "crow")]):
+            pass
 
 
 async def test_a_built_in_name_cannot_be_taken() -> None:
     async with EngineRegistry({}, plugins=[entry("parrot", "scripted")]) as registry:
-        assert type(registry.resolve("scripted/echo")[0]) is ScriptedEngine
+        assert type(registry.resolve("scripted/echo").engine) is ScriptedEngine
 
 
 async def test_an_engine_that_is_not_installed_stops_the_start() -> None:
@@ -165,7 +188,10 @@ async def test_an_engine_that_is_not_installed_stops_the_start() -> None:
 
 async def test_a_default_that_is_not_there_stops_the_start_and_says_why() -> None:
     opening = EngineRegistry(
-        {"parrot": {}}, default_model="parrot/echo", plugins=[entry("unavailable")]
+        {"parrot": {}},
+        default_model="parrot/echo",
+        optional=["parrot"],
+        plugins=[entry("unavailable")],
     )
     with pytest.raises(BackchannelError, match="buy a cage") as caught:
         async with opening:
@@ -188,8 +214,8 @@ async def test_without_its_library_llama_is_told_and_scripted_serves(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "xllamacpp", None)  # As where there is no wheel.
-    async with EngineRegistry() as registry:
+    async with EngineRegistry(optional=DEFAULT_ENGINES) as registry:
         (problem,) = registry.problems
-        assert problem.engine == "llama"
+        assert problem.subject == "llama"
         assert "xllamacpp" in problem.message
         assert registry.default_model == "scripted/echo"

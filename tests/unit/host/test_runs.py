@@ -3,7 +3,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -19,6 +19,7 @@ from backchannel.engines.protocol import (
     ToolCallFragment,
     ToolCallStart,
 )
+from backchannel.engines.routing import Target
 from backchannel.errors import Reason, reason_of
 from backchannel.host.config import HostConfig
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
@@ -45,6 +46,12 @@ class Desk:
     def start(self, prompt: Prompt) -> Deskwork:
         self.started.append(Deskwork(self, prompt))
         return self.started[-1]
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        pass
 
     @property
     def open(self) -> int:
@@ -119,12 +126,12 @@ async def at_the_desk(
     async with hosting(log, settings=settings) as run:
         resolve = run.engines.resolve
 
-        def find(model: str) -> object:
+        def find(model: str) -> Target:
             if model == "desk/one":
-                return desk, desk.models()[0], model
+                return Target(desk, desk.models()[0], model)
             return resolve(model)
 
-        run.engines.resolve = find  # type: ignore[assignment,method-assign] # one engine more
+        run.engines.resolve = find  # type: ignore[method-assign] # one engine more
         yield run, desk
 
 
