@@ -134,6 +134,10 @@ class Stream:
     def kinds(self) -> list[str]:
         return [event.WhichOneof("kind") or "" for event in self.events]
 
+    def of(self, kind: str) -> list[event_pb2.Event]:
+        """All events of a kind that have come."""
+        return list(self._by_kind[kind])
+
     async def event(self, kind: str, nth: int = 1) -> event_pb2.Event:
         """The nth event of a kind."""
 
