@@ -40,8 +40,15 @@ _ASK_AGAIN_S: Final = 0.001
 
 _ANY_TEMPLATE: Final = "{{ messages[0].content }}"
 
-_REASONING_TAGS: Final = ("</think>", "[/THINK]", "</seed:think>", "<|END_THINKING|>", "analysis")
-"""By which a template shows that its model reasons; llama.cpp knows what to make of them."""
+_REASONING_SIGNS: Final = (
+    "reasoning_content",
+    "</think>",
+    "</seed:think>",
+    "[/THINK]",
+    "<|END_THINKING|>",
+    "<|channel|>analysis",
+)
+"""By which a template shows that its model reasons; llama.cpp knows what to make of it."""
 
 _CPU: Final = xllamacpp.ggml_backend_dev_type.GGML_BACKEND_DEVICE_TYPE_CPU
 
@@ -190,10 +197,7 @@ class LlamaServer:
             context_tokens=properties["default_generation_settings"]["n_ctx"],
             parameters=meta["n_params"],
             tools=bool(can["supports_tools"] and can["supports_tool_calls"]),
-            reasoning=bool(
-                can.get("supports_preserve_reasoning")
-                or any(tag in properties["chat_template"] for tag in _REASONING_TAGS)
-            ),
+            reasoning=any(sign in properties["chat_template"] for sign in _REASONING_SIGNS),
             gpu=any(device["type"] != _CPU for device in xllamacpp.get_device_info()),
         )
 
