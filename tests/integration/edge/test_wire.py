@@ -1,4 +1,4 @@
-"""What is under the doors: old HTTP, TLS, replicas, many streams, slow readers."""
+"""What is under the doors: old HTTP, TLS, replicas, slow readers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ from backchannel.listen import Address
 from backchannel.rpc.server import Server
 from backchannel.v1 import conversation_service_pb2 as pb
 from backchannel_gateway import doors
-from tests.scale import scale
 from tests.support.certificates import self_signed
 from tests.support.edge import (
     Site,
@@ -235,40 +234,7 @@ async def test_what_a_replica_has_seen_is_never_repeated(tmp_path: Path) -> None
         await service.stop(None)
 
 
-# --- many, and slow ones ----------------------------------------------------------------------
-
-
-async def test_more_streams_than_envoy_allows_by_default(edge: Site) -> None:
-    streams, each = scale(1100, 1500), 60
-    async with edge.client() as browser:
-        sessions = [
-            await create(browser, model="scripted/echo") for _ in range(-(-streams // each))
-        ]
-    writers = []
-    host, port = edge.edge.address.host, edge.edge.address.port
-
-    async def begin(session_id: str) -> asyncio.StreamReader:
-        reader, writer = await asyncio.open_connection(host, port, limit=65536)
-        writers.append(writer)
-        path = f"/v1/sessions/{session_id}/events"
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-        await reader.readuntil(b"session_opened")
-        return reader
-
-    async with asyncio.timeout(4 * PATIENCE_S):
-        opened = []
-        # A browser does not open a thousand at once either.
-        for start in range(0, streams, 50):
-            places = [sessions[n // each] for n in range(start, min(start + 50, streams))]
-            opened += await asyncio.gather(*map(begin, places))
-        async with edge.client() as browser:
-            for session_id in sessions:
-                await say(browser, session_id, "hello")
-        for reader in opened:
-            await reader.readuntil(b"turn_finished")
-    for writer in writers:
-        writer.close()
+# --- slow and silent ones ---------------------------------------------------------------------
 
 
 async def test_who_stops_reading_holds_little_and_stops_nobody(edge: Site) -> None:
