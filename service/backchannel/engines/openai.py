@@ -331,9 +331,11 @@ class OpenAIEngine:
             BackchannelError: `ENGINE_UNAVAILABLE`: the upstream answers, and can never serve with
                 these settings.
         """
+        failed: Reason | None = None
         try:
             await self._upstream.learn()
         except BackchannelError as error:
+            failed = error.reason
             wrong = error.reason in (Reason.UPSTREAM_UNAUTHORIZED, Reason.UPSTREAM_NOT_AN_API)
             # Some have no list; then the models that are named have to do.
             if wrong and not (self._config.models and error.reason is Reason.UPSTREAM_NOT_AN_API):
@@ -343,7 +345,7 @@ class OpenAIEngine:
                 ) from None
             self._upstream.report(error)
         self._keeping_up = asyncio.create_task(
-            self._upstream.keep_up(), name=f"models of {self._name}"
+            self._upstream.keep_up(failed), name=f"models of {self._name}"
         )
         return self
 

@@ -21,6 +21,10 @@ _KEY_BYTES: Final = 16 * 1024
 _OURS: Final = frozenset({"model", "messages", "stream", "stream_options", "n", "tools"})
 """What a request says in any case, so that `extra_body` may not."""
 
+_MISSING: Final = {
+    "missing": 'is missing: where the upstream is, as in base_url = "http://127.0.0.1:8000/v1"'
+}
+
 Seconds = Annotated[float, Field(gt=0.0, le=86_400.0)]
 
 
@@ -78,16 +82,12 @@ class OpenAIConfig:
         Raises:
             BackchannelError: `FIELD_INVALID`, naming each setting that is wrong.
         """
-        if "base_url" not in options:
-            raise _invalid(
-                name,
-                'base_url is missing: where the upstream is, as in base_url = "http://127.0.0.1:8000/v1"',
-            )
         try:
             config: OpenAIConfig = TypeAdapter(cls).validate_python(dict(options))
         except ValidationError as error:
             faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
+                f"{'.'.join(map(str, fault['loc']))}: {_MISSING.get(fault['type'], fault['msg'])}"
+                for fault in error.errors()
             )
             raise _invalid(name, faults) from error
         wrong = config.wrong()
@@ -136,7 +136,9 @@ class OpenAIConfig:
         else:
             return ""
         if not key:
-            raise _unavailable(name, f"{source} is to hold its key and holds none")
+            raise _unavailable(
+                name, f"{source} is to hold its key and holds none; set it, and restart"
+            )
         if not key.isascii() or not key.isprintable():
             raise _unavailable(name, f"{source} holds no key: a key is one line of ASCII")
         return key

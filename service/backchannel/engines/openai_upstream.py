@@ -2,7 +2,8 @@
 
 The official SDK does the transport, the key and the pool of connections. Its models of requests and
 answers are left out of the way of a token: walking through a conversation of 200 messages costs
-it 24 ms, and reading a chunk about 70 µs more than this does.
+it 24 ms on the event loop, and a chunk that it reads costs twice of what it costs here (measured:
+250 µs and 130 µs, most of the latter in the transport).
 """
 
 from __future__ import annotations
@@ -53,8 +54,9 @@ class Upstream:
         self._dialect: Dialect | None = DIALECTS.get(config.dialect)
         self._listed = False
         self._cards = self._cards_of({}, self.dialect, frozenset(), 0)
-        # Below this its log tells what is asked.
+        # Below these, older ones tell what is asked, and every request is a line.
         logging.getLogger("openai").setLevel(logging.INFO)
+        logging.getLogger("httpx2").setLevel(logging.WARNING)
         headers: dict[str, Any] = {
             # What unpacks without end is not to be had by asking for it.
             "Accept-Encoding": "identity",
@@ -121,9 +123,12 @@ class Upstream:
         self._cards = self._cards_of(entries, dialect, lacks, parallel)
         self._listed = True
 
-    async def keep_up(self) -> None:
-        """Ask for its models again and again, until cancelled."""
-        failed: Reason | None = None
+    async def keep_up(self, failed: Reason | None = None) -> None:
+        """Ask for its models again and again, until cancelled.
+
+        Args:
+            failed: Why it could not tell them the first time.
+        """
         while True:
             # One that answers, but has no list, need not be pestered.
             settled = self._listed or failed is Reason.UPSTREAM_NOT_AN_API

@@ -207,7 +207,7 @@ async def test_a_wrong_address(peer: LlamaPeer) -> None:
 async def test_the_server_dies_and_comes_back() -> None:
     port = free_port()
     with llama_peer(port=port) as first:
-        async with opened(first) as engine:
+        async with opened(first, retry_wait_s=0.05) as engine:
             long = session_pb2.Sampling(temperature=0.0, max_tokens=1500)
             generation = engine.start(asks(sampling=long))
             generation._extra = {"ignore_eos": True}

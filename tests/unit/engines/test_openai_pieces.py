@@ -342,7 +342,8 @@ def test_what_a_server_has_not_is_refused(dialect: str, prompt: Prompt, field: s
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({}, "base_url is missing"),
+        ({}, "base_url: is missing"),
+        ({"base_ulr": URL}, "base_ulr: "),
         ({"base_url": "127.0.0.1:8000"}, "http://"),
         ({"base_url": "ftp://host/v1"}, "http://"),
         ({"base_url": "http:///v1"}, "host"),
