@@ -34,6 +34,7 @@ BUILT_IN: Final = (
     EntryPoint("llama", "backchannel.engines.llama:create", GROUP),
     EntryPoint("openai", "backchannel.engines.openai:create", GROUP),
     EntryPoint("scripted", "backchannel.engines.scripted:create", GROUP),
+    EntryPoint("smg", "backchannel.engines.smg:create", GROUP),
 )
 DEFAULT_ENGINES: Final[Mapping[str, Mapping[str, object]]] = {"llama": {}}
 """What is tried where nothing else is configured."""
@@ -49,7 +50,7 @@ class Problem:
     """Something that was configured and is not there.
 
     Attributes:
-        subject: What: the name of an engine, or of an alias.
+        subject: What: the name of an engine, or a model.
         message: For whoever runs the server; may name files.
     """
 
@@ -306,7 +307,7 @@ class EngineRegistry:
                 try:
                     self.resolve(target)
                 except BackchannelError as error:
-                    self._problems.append(Problem(alias, f"{target}: {error}"))
+                    self._problems.append(Problem(f"{target}, of the alias {alias},", str(error)))
 
 
 def _blame(entry: EntryPoint, error: Exception) -> str:

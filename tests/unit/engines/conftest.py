@@ -21,6 +21,8 @@ from backchannel.engines.scripted import ScriptedEngine
 from backchannel.v1 import session_pb2
 from tests.support.hostile_upstream import HostileUpstream, says
 from tests.support.llama_peer import KEY, LlamaPeer, llama_peer
+from tests.support.smg_peer import SmgPeer
+from tests.unit.engines.smg_support import SmgSubject, opened
 from tests.unit.engines.support import ESSAY, user
 
 
@@ -196,7 +198,7 @@ def peer() -> Iterator[LlamaPeer]:
         yield peer
 
 
-@pytest.fixture(params=["scripted", "llama", "openai"])
+@pytest.fixture(params=["scripted", "llama", "openai", "smg"])
 async def subject(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Subject]:
@@ -211,6 +213,11 @@ async def subject(
         config = OpenAIConfig(peer.base_url, api_key_env="PEER_KEY")
         async with OpenAIEngine("peer", config) as engine:
             yield OpenAISubject(engine, peer)
+        return
+    if request.param == "smg":
+        vllm = SmgPeer()
+        async with opened(vllm) as smg:
+            yield SmgSubject(smg, vllm)
         return
     pytest.importorskip("xllamacpp", reason="the embedded engine has no wheel here")
     model = replace(HOUSE_MODEL, n_parallel=2)
