@@ -61,13 +61,17 @@ class Running:
 
 @asynccontextmanager
 async def hosting(
-    log: Log | None = None, *, clock: ManualClock | None = None, settings: HostConfig | None = None
+    log: Log | None = None,
+    *,
+    clock: ManualClock | None = None,
+    settings: HostConfig | None = None,
+    registry: EngineRegistry | None = None,
 ) -> AsyncIterator[Running]:
-    """A host on a log (memory, unless another is given and open) with the scripted engine."""
+    """A host on a log (memory, unless another is given) with the scripted engine, or others."""
     clock = clock or ManualClock()
     async with (
         log or ShakyLog() as opened,
-        EngineRegistry({"scripted": {}}, plugins=()) as engines,
+        registry or EngineRegistry({"scripted": {}}, plugins=()) as engines,
         Host(
             log=opened, engines=engines, config=settings, clock=clock, rng=random.Random(7)
         ) as host,
@@ -181,5 +185,7 @@ class Stream:
         self.reader.close()
 
 
-def attach(live: LiveSession, after_seq: int = 0, *, snapshot: bool = False) -> Stream:
-    return Stream(live.attach(after_seq, snapshot=snapshot))
+def attach(
+    live: LiveSession, after_seq: int = 0, *, snapshot: bool = False, max_lag_events: int = 0
+) -> Stream:
+    return Stream(live.attach(after_seq, snapshot=snapshot, max_lag_events=max_lag_events))

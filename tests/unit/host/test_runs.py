@@ -1,13 +1,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import sys
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from importlib.metadata import EntryPoint
+from types import ModuleType
 from typing import Any, Self
 
 import pytest
+from structlog.testing import capture_logs
 
+from backchannel.engines.checks import check_capabilities
 from backchannel.engines.protocol import (
+    Capability,
     Chunk,
     EngineUsage,
     Finished,
@@ -19,31 +25,44 @@ from backchannel.engines.protocol import (
     ToolCallFragment,
     ToolCallStart,
 )
-from backchannel.engines.routing import Target
-from backchannel.errors import Reason, reason_of
+from backchannel.engines.registry import GROUP, EngineRegistry
+from backchannel.errors import BackchannelError, Reason, reason_of, retry_after_s
 from backchannel.host.config import HostConfig
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 from tests.support.clock import settle
-from tests.support.hosting import Running, ShakyLog, Stream, attach, hosting, interrupt, say
+from tests.support.hosting import (
+    Running,
+    ShakyLog,
+    Stream,
+    attach,
+    config,
+    hosting,
+    interrupt,
+    say,
+)
 
 
 class Desk:
     """An engine whose every generation does what the test tells it to."""
 
-    name = "desk"
-
-    def __init__(self, parallel: int) -> None:
+    def __init__(self, name: str = "desk", parallel: int = 0) -> None:
+        self.name = name
         self.parallel = parallel
         self.play: Callable[[Deskwork], AsyncIterator[Chunk | Finished]] = wait_for_stop
+        self.capabilities: frozenset[Capability] = frozenset()
         self.started: list[Deskwork] = []
 
     def models(self) -> Sequence[ModelCard]:
-        return [ModelCard("one", "For tests.", parallel=self.parallel)]
+        card = ModelCard(
+            "one", "For tests.", parallel=self.parallel, capabilities=self.capabilities
+        )
+        return [card]
 
     def check(self, prompt: Prompt) -> None:
-        pass
+        check_capabilities(self.name, self.models()[0], prompt)
 
     def start(self, prompt: Prompt) -> Deskwork:
+        self.check(prompt)
         self.started.append(Deskwork(self, prompt))
         return self.started[-1]
 
@@ -119,24 +138,37 @@ async def calls_a_tool(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
 
 
 @asynccontextmanager
+async def at_desks(
+    desks: Sequence[Desk],
+    options: Mapping[str, Mapping[str, object]] | None = None,
+    settings: HostConfig | None = None,
+    log: ShakyLog | None = None,
+) -> AsyncIterator[Running]:
+    """A host with these engines, and with an alias `any` for all their models in their order."""
+    module = ModuleType("desks")
+    vars(module)["make"] = lambda name, _: next(desk for desk in desks if desk.name == name)
+    registry = EngineRegistry(
+        {desk.name: {"adapter": "desks", **(options or {}).get(desk.name, {})} for desk in desks},
+        aliases={"any": [f"{desk.name}/one" for desk in desks]},
+        plugins=[EntryPoint("desks", "desks:make", GROUP)],
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "desks", module)
+        async with hosting(log, settings=settings, registry=registry) as run:
+            yield run
+
+
+@asynccontextmanager
 async def at_the_desk(
     parallel: int = 0, settings: HostConfig | None = None, log: ShakyLog | None = None
 ) -> AsyncIterator[tuple[Running, Desk]]:
-    desk = Desk(parallel)
-    async with hosting(log, settings=settings) as run:
-        resolve = run.engines.resolve
-
-        def find(model: str) -> Target:
-            if model == "desk/one":
-                return Target(desk, desk.models()[0], model)
-            return resolve(model)
-
-        run.engines.resolve = find  # type: ignore[method-assign] # one engine more
+    desk = Desk(parallel=parallel)
+    async with at_desks([desk], settings=settings, log=log) as run:
         yield run, desk
 
 
-async def ask(run: Running, **fields: Any) -> Stream:
-    live = (await run.create("desk/one", **fields)).live
+async def ask(run: Running, model: str = "desk/one", **fields: Any) -> Stream:
+    live = (await run.create(model, **fields)).live
     stream = attach(live)
     live.submit(say(frame_id="f"), stream.reader)
     return await stream.until("turn_started")
@@ -295,3 +327,231 @@ async def test_a_tool_times_out_by_the_hosts_clock() -> None:
         )
         assert outcome == session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT
         stream.close()
+
+
+def fails(reason: Reason, after: int = 0) -> Callable[[Deskwork], AsyncIterator[Chunk | Finished]]:
+    async def play(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+        for _ in range(after):
+            yield TextChunk("word", 1)
+        raise BackchannelError(reason, f"out of order: {reason}")
+
+    return play
+
+
+async def breaks_at_once(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+    if not work.closed:
+        raise RuntimeError("the user's secret prompt")
+    yield finished()
+
+
+async def ends_without_ending(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+    if work.closed:
+        yield finished()
+
+
+async def fails_when_told(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+    await work.go_on.wait()
+    if not work.closed:
+        raise BackchannelError(Reason.UPSTREAM_STALLED, "no first token")
+    yield finished()
+
+
+async def answers(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+    yield TextChunk("an answer", 2)
+    yield finished(tokens=2)
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        fails(Reason.UPSTREAM_UNREACHABLE),
+        fails(Reason.ENGINE_BUSY),
+        fails(Reason.PROMPT_TOO_LONG),
+        breaks_at_once,
+        ends_without_ending,
+    ],
+)
+async def test_the_next_target_answers_when_one_fails_before_its_first_chunk(
+    play: Callable[[Deskwork], AsyncIterator[Chunk | Finished]],
+) -> None:
+    first, second = Desk("first", parallel=1), Desk("second")
+    first.play, second.play = play, answers
+    async with at_desks([first, second]) as run:
+        with capture_logs() as logs:
+            stream = await ask(run, "any")
+            await stream.until("turn_finished")
+        assert (stream.text, ending(stream).finish_reason) == (
+            "an answer",
+            session_pb2.FINISH_REASON_STOP,
+        )
+        assert ending(stream).usage.generated_tokens == 2
+        assert len(first.started) == 1
+        assert first.open == 0
+        (passed,) = [line for line in logs if line["event"] == "engine_passed_over"]
+        assert (passed["model"], passed["target"], passed["next"]) == (
+            "any",
+            "first/one",
+            "second/one",
+        )
+        assert "secret" not in str(logs)
+        first.play = answers  # Its place is free again.
+        again = await ask(run, "first/one")
+        await again.until("turn_finished")
+        stream.close()
+        again.close()
+
+
+@pytest.mark.parametrize(
+    "play",
+    [
+        fails(Reason.UPSTREAM_BROKE_OFF, after=1),
+        broken,
+        endless,
+        fails(Reason.UPSTREAM_REFUSED),
+        fails(Reason.FIELD_INVALID),
+    ],
+)
+async def test_nobody_else_is_asked_after_a_chunk_or_when_the_question_is_wrong(
+    play: Callable[[Deskwork], AsyncIterator[Chunk | Finished]],
+) -> None:
+    first, second = Desk("first"), Desk("second")
+    first.play = play
+    async with at_desks([first, second]) as run:
+        stream = await ask(run, "any")
+        await stream.until("turn_finished")
+        assert ending(stream).finish_reason == session_pb2.FINISH_REASON_ERROR
+        assert second.started == []
+        stream.close()
+
+
+async def test_a_stop_between_two_targets_ends_the_search() -> None:
+    first, second = Desk("first"), Desk("second")
+    first.play = fails_when_told
+    async with at_desks([first, second]) as run:
+        stream = await ask(run, "any")
+        await settle()
+        stop(stream)
+        await stream.until("turn_interrupted")
+        first.started[0].go_on.set()
+        await stream.until("turn_finished")
+        assert ending(stream).finish_reason == session_pb2.FINISH_REASON_INTERRUPTED
+        assert second.started == []
+        stream.close()
+
+
+async def test_a_stop_in_the_queue_of_the_second_target_leaves_it_at_once() -> None:
+    first, second = Desk("first"), Desk("second", parallel=1)
+    first.play = fails(Reason.ENGINE_FAILED)
+    async with at_desks([first, second]) as run:
+        holder = await ask(run, "second/one")
+        await holder.until("output_delta")
+        stream = await ask(run, "any")
+        await settle()
+        assert len(first.started) == 1
+        stop(stream)
+        await stream.until("turn_finished")
+        assert ending(stream).usage.generated_tokens == 0
+        stop(holder)
+        await holder.until("turn_finished")
+        assert len(second.started) == 1
+        stream.close()
+        holder.close()
+
+
+async def test_what_is_busy_is_passed_over_and_one_that_may_not_wait_at_once() -> None:
+    first, second = Desk("first"), Desk("second")
+    limits = {"first": {"max_parallel": 1, "max_waiting": 0}}
+    async with at_desks([first, second], limits) as run:
+        streams = [await ask(run, "any") for _ in range(2)]
+        for stream in streams:
+            await stream.until("output_delta")
+        assert (len(first.started), len(second.started)) == (1, 1)
+        for stream in streams:
+            stream.close()
+
+
+async def test_a_target_that_cannot_is_passed_over_without_a_place() -> None:
+    first, second = Desk("first", parallel=1), Desk("second")
+    second.capabilities = frozenset({Capability.JSON_SCHEMA})
+    second.play = answers
+    async with at_desks([first, second]) as run:
+        holder = await ask(run, "first/one")
+        await holder.until("output_delta")
+        created = config("any")
+        created.response_format.json_schema = "{}"
+        live = (await run.host.create(created)).live
+        stream = attach(live)
+        live.submit(say(frame_id="f"), stream.reader)
+        await stream.until("turn_finished")
+        assert stream.text == "an answer"
+        stream.close()
+        holder.close()
+
+
+async def test_what_no_target_can_do_is_refused_and_each_says_why() -> None:
+    async with at_desks([Desk("first"), Desk("second")]) as run:
+        created = config("any")
+        created.response_format.grammar = "root ::= x"
+        with pytest.raises(BackchannelError) as refused:
+            await run.host.create(created)
+        error = refused.value
+        assert (error.reason, error.field) == (
+            Reason.CAPABILITY_MISSING,
+            "config.response_format.grammar",
+        )
+        assert "first/one: " in error.message
+        assert "second/one: " in error.message
+
+
+async def test_when_all_fail_the_turn_ends_with_what_each_said_and_when_to_try_again() -> None:
+    first, second = Desk("first"), Desk("second")
+    first.play, second.play = fails(Reason.UPSTREAM_FAILED), fails(Reason.PROMPT_TOO_LONG)
+    async with at_desks([first, second]) as run:
+        stream = await ask(run, "any")
+        await stream.until("turn_finished")
+        error = ending(stream).error
+        assert reason_of(error) == Reason.UPSTREAM_FAILED
+        assert "first/one: out of order: UPSTREAM_FAILED" in error.message
+        assert "second/one: out of order: PROMPT_TOO_LONG" in error.message
+        assert retry_after_s(error)
+        stream.close()
+
+
+async def test_a_turn_with_its_tools_results_comes_before_new_turns_and_is_not_turned_away() -> (
+    None
+):
+    async with at_the_desk(1, HostConfig(max_waiting_runs=2)) as (run, desk):
+        desk.play = calls_a_tool
+        caller = await ask(run, tools=["look"])
+        await caller.until("tool_call_ready")
+        await settle()
+        call_id = caller.events[-1].tool_call_ready.call_id
+        desk.play = wait_for_stop
+        newcomers = [await ask(run) for _ in range(3)]  # One runs, and two fill the queue.
+        result = frame_pb2.ClientFrame(frame_id="r")
+        result.tool_result.call_id = call_id
+        result.tool_result.json = "42"
+        caller.reader._session.submit(result, caller.reader)
+        await caller.until("tool_call_finished")
+        await settle()
+        stop(newcomers[0])
+        await caller.until(lambda s: s.text.endswith("word"))
+        assert desk.started[-1].prompt.messages[-1].role == session_pb2.ROLE_TOOL
+        for stream in (caller, *newcomers):
+            stream.close()
+
+
+async def test_a_session_has_one_place_in_the_queue_however_often_it_starts_anew() -> None:
+    async with at_the_desk(parallel=1) as (run, _):
+        holder, pushy, patient = [await ask(run) for _ in range(3)]
+        for number in range(5):
+            frame = say(frame_id=f"again {number}")
+            frame.message.delivery = session_pb2.DELIVERY_INTERRUPT
+            pushy.reader._session.submit(frame, pushy.reader)
+            await pushy.until(lambda s: s.kinds.count("turn_started") == number + 2)  # noqa: B023 - awaited here
+            await settle()
+        stop(holder)
+        await patient.until("output_delta")  # Who starts anew stands at the end again.
+        assert "output_delta" not in pushy.kinds
+        for stream in (holder, pushy, patient):
+            stream.close()
