@@ -130,15 +130,16 @@ def _attach(live: LiveSession, request: pb.StreamEventsRequest, cursor: int | No
     A browser that comes back asks by the same URL as the first time, so also for the snapshot that
     began it; what it wants then is to go on. Only when it cannot it gets the snapshot again.
     """
+    lag = request.max_lag_events
     if cursor is None:
-        return live.attach(request.after_seq, snapshot=request.snapshot)
+        return live.attach(request.after_seq, snapshot=request.snapshot, max_lag_events=lag)
     try:
-        return live.attach(cursor, snapshot=False)
+        return live.attach(cursor, snapshot=False, max_lag_events=lag)
     except BackchannelError as error:
         lost = error.reason in (Reason.CURSOR_TRIMMED, Reason.CURSOR_BEYOND_END)
         if not (request.snapshot and lost):
             raise
-    return live.attach(0, snapshot=True)
+    return live.attach(0, snapshot=True, max_lag_events=lag)
 
 
 async def _whole(asset: Asset, accepted: str, context: Context) -> HttpBody:

@@ -35,9 +35,11 @@ from backchannel.host.retention import retain
 from backchannel.host.runner import Runner
 from backchannel.log.protocol import Log, Survival, not_found
 from backchannel.session.configuration import config_digest, effective_config
+from backchannel.session.forks import forked
 from backchannel.session.session import Session
 from backchannel.session.table import Phase
 from backchannel.session.validation import check_config
+from backchannel.v1 import conversation_service_pb2 as pb
 from backchannel.v1 import frame_pb2, session_pb2
 
 _logger = structlog.get_logger(__name__)
@@ -70,6 +72,23 @@ class Created:
     live: LiveSession
     duplicate: bool
     receipt: frame_pb2.Receipt
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What somebody asks for who creates a session.
+
+    Attributes:
+        config: As the client sent it.
+        digest: Of all that makes two wishes the same.
+        frame_id: Of the frame that asks, if one does.
+        fork: Whose past it begins with.
+    """
+
+    config: session_pb2.SessionConfig
+    digest: bytes
+    frame_id: str
+    fork: pb.Fork | None
 
 
 class Host:
@@ -163,12 +182,19 @@ class Host:
 
     # --- sessions ----------------------------------------------------------------------------
 
-    async def create(self, config: session_pb2.SessionConfig, *, frame_id: str = "") -> Created:
+    async def create(
+        self,
+        config: session_pb2.SessionConfig,
+        *,
+        frame_id: str = "",
+        fork: pb.Fork | None = None,
+    ) -> Created:
         """A new session, or the one that was created with this very configuration and id.
 
         Args:
             config: As the client sent it.
             frame_id: Of the `Open` that asks, if one does.
+            fork: Whose past it begins with.
 
         Raises:
             BackchannelError: What is wrong with the configuration; `SESSION_EXISTS`,
@@ -177,11 +203,12 @@ class Host:
         if self._draining:
             raise draining_error()
         check_config(config)
-        digest = config_digest(config)
+        digest = config_digest(config, fork)
+        wish = Wish(config, digest, frame_id, fork)
         if not config.session_id:
             # A guess at an id that nobody else can make needs no look into the log.
             session_id = self._ids("session")
-            live = await self._work(session_id, self._create(config, session_id, digest, frame_id))
+            live = await self._work(session_id, self._create(session_id, wish))
             return _created(live, frame_id, duplicate=False)
         session_id = config.session_id
         while (under_way := self._under_way(session_id)) is not None:
@@ -189,9 +216,7 @@ class Host:
         known = self._live.get(session_id)
         duplicate = known is not None
         if known is None:
-            live, duplicate = await self._work(
-                session_id, self._find_or_create(config, session_id, digest, frame_id)
-            )
+            live, duplicate = await self._work(session_id, self._find_or_create(session_id, wish))
         else:
             live = known
         if duplicate and not live.config_matches(digest):
@@ -202,6 +227,27 @@ class Host:
                 field="session_id",
             )
         return _created(live, frame_id, duplicate=duplicate)
+
+    async def _forked(
+        self, config: session_pb2.SessionConfig, fork: pb.Fork
+    ) -> session_pb2.SessionConfig:
+        """The configuration of a session that begins with another one's past."""
+        if fork.session_id == config.session_id or not fork.session_id:
+            raise BackchannelError(
+                Reason.FIELD_INVALID, "name another session", field="fork.session_id"
+            )
+        parent = await self.get(fork.session_id)
+        await parent.ledger.commit()
+        core = await load(
+            self._log,
+            fork.session_id,
+            ids=self._ids,
+            chunk_events=self._config.read_events,
+            last_seq=fork.at_seq,
+        )
+        if core is None:
+            raise not_found()
+        return forked(config, core.state)
 
     async def get(self, session_id: str) -> LiveSession:
         """The session, taken up from the log if need be.
@@ -400,9 +446,10 @@ class Host:
         live.recover()
         return live
 
-    async def _create(
-        self, config: session_pb2.SessionConfig, session_id: str, digest: bytes, frame_id: str
-    ) -> LiveSession:
+    async def _create(self, session_id: str, wish: Wish) -> LiveSession:
+        config = wish.config
+        if wish.fork is not None:
+            config = await self._forked(config, wish.fork)
         full_name = check_session(self.engines, config)
         if self._sessions is None:
             self._sessions = await self._log.count()
@@ -415,8 +462,8 @@ class Host:
         core, decision = Session.create(
             effective_config(config, model=full_name, session_id=session_id),
             session_id=session_id,
-            config_digest=digest,
-            frame_id=frame_id,
+            config_digest=wish.digest,
+            frame_id=wish.frame_id,
             now_ns=self._clock.now_ns(),
             ids=self._ids,
         )
@@ -434,9 +481,7 @@ class Host:
             raise
         return live
 
-    async def _find_or_create(
-        self, config: session_pb2.SessionConfig, session_id: str, digest: bytes, frame_id: str
-    ) -> tuple[LiveSession, bool]:
+    async def _find_or_create(self, session_id: str, wish: Wish) -> tuple[LiveSession, bool]:
         if await self._log.retired_until_ns(session_id) > self._clock.now_ns():
             raise BackchannelError(
                 Reason.SESSION_ID_RETIRED,
@@ -446,7 +491,7 @@ class Host:
             )
         if await self._log.load(session_id) is not None:
             return await self._load(session_id), True
-        return await self._create(config, session_id, digest, frame_id), False
+        return await self._create(session_id, wish), False
 
     async def _end(self, session_id: str, reason: str) -> None:
         while (under_way := self._under_way(session_id)) is not None:

@@ -42,7 +42,7 @@ from backchannel.host.faults import broken_error, draining_error, where
 from backchannel.host.ledger import Ledger, settle
 from backchannel.host.loading import load
 from backchannel.host.questions import can_continue, check_message
-from backchannel.host.reader import Reader
+from backchannel.host.reader import Lag, Reader
 from backchannel.host.runner import EngineRun, Runner, Spawn
 from backchannel.log.protocol import Checkpoint, Head, Log, not_found, trimmed
 from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
@@ -170,8 +170,13 @@ class LiveSession:
         await self.ledger.commit()
         return view
 
-    def attach(self, after_seq: int, *, snapshot: bool) -> Reader:
+    def attach(self, after_seq: int, *, snapshot: bool, max_lag_events: int = 0) -> Reader:
         """Read from after `after_seq`, or from a snapshot of now.
+
+        Args:
+            after_seq: The last event that is known already.
+            snapshot: Begin with a snapshot, whatever `after_seq` says.
+            max_lag_events: See `Lag`; whether a lagging reader gets a snapshot is as at first.
 
         Raises:
             BackchannelError: `CURSOR_BEYOND_END`, `CURSOR_TRIMMED`, `READERS_FULL`, `DRAINING`.
@@ -190,11 +195,12 @@ class LiveSession:
         if not snapshot:
             self._check_cursor(after_seq)
         cursor = None if snapshot else after_seq
-        reader = Reader(self, cursor, self._log, self._clock, config)
+        lag = Lag(max_lag_events, snapshot)
+        reader = Reader(self, cursor, self._log, self._clock, config, lag)
         self._readers.add(reader)
         self._count_readers()
         if snapshot:
-            self._offer_snapshots()
+            self.offer_snapshots()
         return reader
 
     def _check_cursor(self, after_seq: int) -> None:
@@ -234,7 +240,8 @@ class LiveSession:
             self._count = count
             self._input(self._core.readers_changed, count)
 
-    def _offer_snapshots(self) -> None:
+    def offer_snapshots(self) -> None:
+        """Give a snapshot to each reader that wants one and has none."""
         if any(reader.wants_snapshot for reader in self._readers):
             parts = [
                 frame_pb2.ServerFrame(snapshot=part).SerializeToString()
@@ -468,7 +475,7 @@ class LiveSession:
         _logger.info("session_is_back", last_seq=last_seq)
         self._input(lambda now_ns: core.recover(now_ns, lost))
         self._count_readers()
-        self._offer_snapshots()
+        self.offer_snapshots()
         for reader in self._readers:
             reader.wake()
 

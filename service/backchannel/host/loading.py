@@ -9,7 +9,7 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from backchannel.errors import BackchannelError, Reason
-from backchannel.log.protocol import Log
+from backchannel.log.protocol import Log, trimmed
 from backchannel.session.session import Session
 from backchannel.v1 import event_pb2
 
@@ -17,26 +17,56 @@ MAX_CHUNK_BYTES: Final = 1024 * 1024
 
 
 async def load(
-    log: Log, session_id: str, *, ids: Callable[[str], str], chunk_events: int
+    log: Log,
+    session_id: str,
+    *,
+    ids: Callable[[str], str],
+    chunk_events: int,
+    last_seq: int | None = None,
 ) -> Session | None:
     """Fold a session's log: its checkpoint, and the events after it.
 
     Lets other tasks run after every `chunk_events` events, so that a long past blocks nobody.
 
+    Args:
+        log: Where it is.
+        session_id: Which.
+        ids: Makes unguessable ids from a prefix.
+        chunk_events: How many events are read at once.
+        last_seq: Fold no further than this event.
+
     Returns:
-        The session as after its newest event; None if there is no such session.
+        The session as after that event, or its newest; None if there is no such session.
 
     Raises:
-        BackchannelError: What the log says; `LOG_CORRUPT` if its events make no session.
+        BackchannelError: What the log says; `LOG_CORRUPT` if its events make no session;
+            `CURSOR_BEYOND_END` and `CURSOR_TRIMMED` for a `last_seq` that is not there.
     """
     stored = await log.load(session_id)
     if stored is None:
         return None
+    end = stored.last_seq if last_seq is None else last_seq
     kept = stored.checkpoint
+    if kept is not None and kept.seq > end:
+        kept = None  # It knows too much. Perhaps the log still has all that led to it.
+        if stored.earliest_seq > 1:
+            raise trimmed(stored.earliest_seq)
+    if not 1 <= end <= stored.last_seq:
+        raise BackchannelError(
+            Reason.CURSOR_BEYOND_END,
+            f"name an event from 1 to {stored.last_seq}, the newest",
+            field="fork.at_seq",
+            metadata={"last_seq": str(stored.last_seq)},
+        )
     core = Session.fold(kept.state if kept else None, (), ids=ids)
     seq = kept.seq if kept else 0
-    while seq < stored.last_seq:
-        raw = await log.read(session_id, seq, max_events=chunk_events, max_bytes=MAX_CHUNK_BYTES)
+    while seq < end:
+        raw = await log.read(
+            session_id,
+            seq,
+            max_events=min(chunk_events, end - seq),
+            max_bytes=MAX_CHUNK_BYTES,
+        )
         if not raw:
             raise _corrupt(log, f"ends at event {seq}, but should go to {stored.last_seq}")
         try:

@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Protocol, Self
 
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from backchannel.errors import BackchannelError
+from backchannel.errors import BackchannelError, Reason
 from backchannel.host.clock import SECOND_NS, Clock
 from backchannel.host.config import HostConfig
 from backchannel.host.ledger import Ledger
@@ -53,13 +54,31 @@ class Readable(Protocol):
         """Wait while the log cannot take more."""
         ...
 
+    def offer_snapshots(self) -> None:
+        """Give a snapshot to each reader that wants one and has none."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Lag:
+    """What is done about a reader that falls behind.
+
+    Attributes:
+        max_events: How far it may be behind; 0 for as far as it likes.
+        snapshot: Further behind it gets a snapshot instead of the backlog; else its stream ends.
+    """
+
+    max_events: int = 0
+    snapshot: bool = False
+
 
 class Reader:
     """One attached reader. Iterate it in one task; close it in the end, best by `with`.
 
     Iterating gives serialised `ServerFrame`s. It ends after `SessionClosed`, after the receipt of a
     `Close`, and after a half-close once no turn runs; otherwise it raises `BackchannelError`:
-    `DRAINING`, `CURSOR_TRIMMED` (retention overtook a slow reader), or what the log says.
+    `DRAINING`, `READER_LAGS`, `CURSOR_TRIMMED` (retention overtook a slow reader), or what the log
+    says.
 
     Args:
         session: What to read.
@@ -67,10 +86,17 @@ class Reader:
         log: Where older events are.
         clock: Tells when silence has lasted too long.
         config: Sizes and times.
+        lag: What is done when it falls behind.
     """
 
     def __init__(
-        self, session: Readable, cursor: int | None, log: Log, clock: Clock, config: HostConfig
+        self,
+        session: Readable,
+        cursor: int | None,
+        log: Log,
+        clock: Clock,
+        config: HostConfig,
+        lag: Lag,
     ) -> None:
         self._session = session
         self._ledger = session.ledger
@@ -78,6 +104,7 @@ class Reader:
         self._log = log
         self._clock = clock
         self._config = config
+        self._lag = lag
         # Asking for the loop costs a system call (Python 3.11), and this is every token's way.
         self._loop = asyncio.get_running_loop()
         self._snapshot: deque[bytes] = deque()
@@ -112,6 +139,9 @@ class Reader:
                 if self._goodbye and not self._lane:
                     raise StopAsyncIteration
                 if seq <= ledger.committed_seq and not self.wants_snapshot:
+                    if 0 < self._lag.max_events <= ledger.committed_seq - seq:
+                        self._skip()
+                        continue
                     if ledger.tail.has(seq):
                         frame, self._cursor = ledger.tail.frame(
                             seq, max_events=config.frame_events, max_bytes=config.frame_bytes
@@ -150,6 +180,18 @@ class Reader:
             self._pinged = False
             return self._heartbeat()
         return None
+
+    def _skip(self) -> None:
+        """The reader is further behind than it wished to be."""
+        if not self._lag.snapshot:
+            raise BackchannelError(
+                Reason.READER_LAGS,
+                f"this reader is more than {self._lag.max_events} events behind (max_lag_events);"
+                f" resume after {self._cursor}, or ask for a snapshot",
+                metadata={"after_seq": str(self._cursor)},
+            )
+        self.wants_snapshot = True
+        self._session.offer_snapshots()
 
     def _at_end(self) -> bool:
         """All was handed out that this stream will ever carry."""

@@ -94,7 +94,7 @@ class Conversations:
         frame_id, start = await self._first(requests)
         live, receipt = await self._start(frame_id, start)
         resume = start.resume
-        with closing(live.attach(resume.after_seq, snapshot=resume.snapshot)) as reader:
+        with closing(_reader(live, resume)) as reader:
             if frame_id:
                 # By the reader, which knows what a stream must begin with.
                 reader.owe()
@@ -157,10 +157,8 @@ class Conversations:
         Raises:
             BackchannelError: `SESSION_NOT_FOUND`, and what ends a `Reader`.
         """
-        if request.max_lag_events:
-            raise _not_implemented("max_lag_events", "leave it out and read as fast as you can")
         live = await self._session(request.session_id)
-        with closing(live.attach(request.after_seq, snapshot=request.snapshot)) as reader:
+        with closing(_reader(live, request)) as reader:
             async for frames in reader:
                 await context.write(frames)
 
@@ -189,9 +187,8 @@ class Conversations:
         Raises:
             BackchannelError: What is wrong with the configuration, `SESSION_EXISTS`, ….
         """
-        if request.HasField("fork"):
-            raise _not_implemented("fork", "create a session without it")
-        created = await self._host.create(request.config)
+        fork = request.fork if request.HasField("fork") else None
+        created = await self._host.create(request.config, fork=fork)
         return pb.CreateSessionResponse(session=await created.live.view())
 
     async def get_session(
@@ -246,6 +243,12 @@ class Conversations:
     async def _session(self, session_id: str, *, field: str = "session_id") -> LiveSession:
         _require_session_id(session_id, field)
         return await self._host.get(session_id)
+
+
+def _reader(live: LiveSession, wanted: frame_pb2.Resume | pb.AttachRequest) -> Reader:
+    return live.attach(
+        wanted.after_seq, snapshot=wanted.snapshot, max_lag_events=wanted.max_lag_events
+    )
 
 
 async def _uplink(requests: AsyncIterator[bytes], live: LiveSession, reader: Reader) -> None:

@@ -9,6 +9,7 @@ import hashlib
 from typing import Final
 
 from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
 
 from backchannel.session.validation import duration_ns
 from backchannel.v1 import frame_pb2, session_pb2
@@ -87,9 +88,12 @@ def merged_sampling(
     return merged
 
 
-def config_digest(config: session_pb2.SessionConfig) -> bytes:
-    """SHA-256 of a configuration as the client sent it."""
-    return hashlib.sha256(config.SerializeToString(deterministic=True)).digest()
+def config_digest(config: session_pb2.SessionConfig, fork: Message | None = None) -> bytes:
+    """SHA-256 of a configuration as the client sent it, and of the fork it asked for, if it did."""
+    digest = hashlib.sha256(config.SerializeToString(deterministic=True))
+    if fork is not None:
+        digest.update(fork.SerializeToString(deterministic=True))
+    return digest.digest()
 
 
 def frame_digest(frame: frame_pb2.ClientFrame) -> bytes:

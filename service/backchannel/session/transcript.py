@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
 from backchannel.session.state import SessionState, exchanges
-from backchannel.session.turn import Call, Turn
+from backchannel.session.turn import Call, Deferred, Turn
 from backchannel.v1 import session_pb2
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
+_LOST: Final = session_pb2.TOOL_CALL_OUTCOME_UNKNOWN
 _ENDINGS = {
     session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT: "timed out",
     session_pb2.TOOL_CALL_OUTCOME_CANCELLED: "cancelled; it may or may not have run",
@@ -77,24 +78,21 @@ def _rounds(turn: Turn) -> Iterator[tuple[str, list[Call]]]:
         begin, calls_begin = text_end, calls_end
 
 
-def _told(turn: Turn, calls: Mapping[str, Call]) -> Iterator[session_pb2.Message]:
+def _told_again(
+    told: Sequence[Deferred], calls: Mapping[str, Call], suffix: str
+) -> Iterator[session_pb2.Message]:
     """The ends of earlier calls, each as the call once more with its result.
 
     So every engine takes it, and nobody's mouth says what they did not say.
     """
-    if not turn.told:
+    if not told:
         return
     asked = session_pb2.Message(role=session_pb2.ROLE_ASSISTANT)
     results = []
-    for place, ended in enumerate(turn.told):
+    for place, ended in enumerate(told):
         call = calls[ended.call_id]
-        call_id = f"{call.call_id}_{turn.started_seq}_{place}"
-        asked.tool_calls.add(
-            call_id=call_id,
-            turn_id=turn.turn_id,
-            name=call.name,
-            arguments_json=call.arguments_json,
-        )
+        call_id = f"{call.call_id}_{suffix}_{place}"
+        asked.tool_calls.add(call_id=call_id, name=call.name, arguments_json=call.arguments_json)
         text = ending_text(ended.outcome, ended.result)
         results.append(_text(session_pb2.ROLE_TOOL, text, call_id))
     yield asked
@@ -119,17 +117,35 @@ def messages(state: SessionState) -> tuple[session_pb2.Message, ...]:
     return tuple(told)
 
 
-def turn_messages(turn: Turn, calls: Mapping[str, Call]) -> list[session_pb2.Message]:
+def past(state: SessionState) -> list[session_pb2.Message]:
+    """The same as a history for another session, whatever is still under way here.
+
+    What an open call will bring is lost to the other session, and told so.
+    """
+    told: list[session_pb2.Message] = []
+    for exchange in exchanges(state.config.history)[state.history_dropped :]:
+        told += exchange
+    for turn in state.turns:
+        if not turn.dropped:
+            told += turn_messages(turn, state.calls, whole=False)
+    told += _told_again(state.deferred, state.calls, f"{state.last_seq}")
+    return told
+
+
+def turn_messages(
+    turn: Turn, calls: Mapping[str, Call], *, whole: bool = True
+) -> list[session_pb2.Message]:
     """One turn.
 
     Args:
         turn: Which.
         calls: All calls of the session.
+        whole: Every call that is waited for has its result; else open calls are told as lost.
 
     Raises:
         ValueError: As `messages`.
     """
-    told = list(_told(turn, calls))
+    told = list(_told_again(turn.told, calls, f"{turn.started_seq}"))
     told += [
         session_pb2.Message(role=session_pb2.ROLE_USER, parts=message.parts)
         for message in turn.inputs
@@ -147,5 +163,8 @@ def turn_messages(turn: Turn, calls: Mapping[str, Call]) -> list[session_pb2.Mes
                 for call in made
             )
             told.append(answer)
-        told += [_text(session_pb2.ROLE_TOOL, result_text(call), call.call_id) for call in made]
+        for call in made:
+            lost = call.open and not whole
+            text = ending_text(_LOST, None) if lost else result_text(call)
+            told.append(_text(session_pb2.ROLE_TOOL, text, call.call_id))
     return told

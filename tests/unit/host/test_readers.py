@@ -342,3 +342,56 @@ async def test_two_hundred_sessions_at_once() -> None:
         assert isinstance(log, ShakyLog)
         # Grouped: far fewer appends than events.
         assert len(log.batches) < 200 * 54 / 10
+
+
+async def test_a_reader_that_lags_too_far_is_told_where_to_go_on() -> None:
+    async with hosting() as run:
+        live = (await run.create()).live
+        lagging, patient = attach(live, max_lag_events=20), attach(live, max_lag_events=200)
+        await lagging.next()
+        await live.send(say())
+        await patient.until("turn_finished")
+        with pytest.raises(BackchannelError) as refused:
+            await lagging.next()
+        assert refused.value.reason is Reason.READER_LAGS
+        assert refused.value.retry_after_s is not None
+        cursor = int(refused.value.metadata["after_seq"])
+        assert cursor == 1
+        lagging.close()
+        rest = attach(live, cursor)
+        await rest.until("turn_finished")
+        assert rest.events == patient.events[cursor:]
+        rest.close()
+        patient.close()
+
+
+async def test_a_reader_at_the_limit_does_not_lag() -> None:
+    async with hosting() as run:
+        live, whole = await finished(run)
+        last_seq = whole.seqs[-1]
+        exactly = attach(live, max_lag_events=last_seq)
+        await exactly.until("turn_finished")
+        assert exactly.events == whole.events
+        short = attach(live, max_lag_events=last_seq - 1)
+        with pytest.raises(BackchannelError):
+            await short.next()
+        for stream in (exactly, short, whole):
+            stream.close()
+
+
+async def test_a_reader_that_lags_gets_a_snapshot_if_it_began_with_one() -> None:
+    async with hosting() as run:
+        live = (await run.create()).live
+        stream = attach(live, snapshot=True, max_lag_events=20)
+        await stream.until(lambda seen: bool(seen.snapshots))
+        await live.send(say())
+        fast = attach(live)
+        await fast.until("turn_finished")
+        await stream.until(lambda seen: len(seen.snapshots) == 2)
+        assert not stream.events, "the backlog was skipped"
+        snapshot = stream.snapshots[-1]
+        assert snapshot.turns[0].text == fast.text
+        await live.send(say())
+        await fast.until(lambda seen: seen.kinds.count("turn_finished") == 2)
+        stream.close()
+        fast.close()
