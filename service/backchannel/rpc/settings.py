@@ -50,9 +50,10 @@ def engines(config: ServeConfig) -> EngineRegistry:
     """
     names = dict.fromkeys(config.engine or (*DEFAULT_ENGINES, *config.engine_options))
     settings = {name: config.engine_options.get(name, {}) for name in names}
-    tried = () if config.engine else DEFAULT_ENGINES.keys() - config.engine_options.keys()
+    tried = set() if config.engine else DEFAULT_ENGINES.keys() - config.engine_options.keys()
     default_model = config.model
     if config.model_file is not None:
+        tried -= {"llama"}
         path = config.model_file.absolute()
         name = _model_name(path)
         configured = settings.get("llama", {})
