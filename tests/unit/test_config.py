@@ -68,6 +68,60 @@ def test_lists_and_tables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     assert (config.sessions.max_live, config.sessions.heartbeat_s) == (7, 5)
 
 
+def test_engines_and_aliases_from_a_file(tmp_path: Path) -> None:
+    path = toml(
+        tmp_path,
+        'engine = ["vllm", "spare"]\nmodel = "fast"\n'
+        '[model_aliases]\nfast = ["vllm/Qwen/Qwen3-8B", "spare/echo"]\nlone = "spare/echo"\n'
+        '[engine_options.vllm]\nadapter = "openai"\nmax_parallel = 8\n'
+        '[engine_options.spare]\nadapter = "scripted"\n',
+    )
+    config = ServeConfig.load({}, path)
+    assert config.model_aliases == {
+        "fast": ("vllm/Qwen/Qwen3-8B", "spare/echo"),
+        "lone": ("spare/echo",),
+    }
+    assert config.engine_options["vllm"] == {"adapter": "openai", "max_parallel": 8}
+    assert config.model == "fast"
+
+
+def test_engines_and_aliases_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {
+        "ENGINE": "vllm,spare",
+        "ENGINE_OPTIONS__VLLM__ADAPTER": "openai",
+        "ENGINE_OPTIONS__VLLM__BASE_URL": "http://127.0.0.1:8000/v1",
+        "ENGINE_OPTIONS__VLLM__MODELS": '["Qwen/Qwen3-8B"]',
+        "ENGINE_OPTIONS__SPARE__ADAPTER": "scripted",
+        "MODEL_ALIASES__FAST": "vllm/Qwen/Qwen3-8B, spare/echo",
+        "MODEL": "fast",
+    }.items():
+        monkeypatch.setenv(f"BACKCHANNEL_{name}", value)
+    config = ServeConfig.load({})
+    assert config.engine_options == {
+        "vllm": {
+            "adapter": "openai",
+            "base_url": "http://127.0.0.1:8000/v1",
+            "models": ["Qwen/Qwen3-8B"],
+        },
+        "spare": {"adapter": "scripted"},
+    }
+    assert config.model_aliases == {"fast": ("vllm/Qwen/Qwen3-8B", "spare/echo")}
+
+
+def test_a_default_that_is_no_alias_is_told_those_there_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BACKCHANNEL_MODEL_ALIASES__FAST", "scripted/echo")
+    with pytest.raises(ConfigError, match=r"--model: .*there are fast.*found 'slow'"):
+        ServeConfig.load({"model": "slow"})
+
+
+def test_an_upstreams_model_may_be_called_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BACKCHANNEL_ENGINE_OPTIONS__CPP__ADAPTER", "openai")
+    config = ServeConfig.load({"model": "cpp/models/qwen.gguf"})
+    assert (config.model, config.model_file) == ("cpp/models/qwen.gguf", None)
+
+
 def test_it_is_frozen() -> None:
     config = ServeConfig.load({})
     with pytest.raises(ValidationError):

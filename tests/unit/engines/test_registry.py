@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import EntryPoint
 from types import ModuleType
 
 import pytest
 
+from backchannel.engines.protocol import Capability, ModelCard, Prompt
 from backchannel.engines.registry import DEFAULT_ENGINES, GROUP, EngineRegistry
+from backchannel.engines.routing import CANNOT, DOWN
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.errors import BackchannelError, Reason
 
@@ -219,3 +221,146 @@ async def test_without_its_library_llama_is_told_and_scripted_serves(
         assert problem.subject == "llama"
         assert "xllamacpp" in problem.message
         assert registry.default_model == "scripted/echo"
+
+
+class Sleepy(Parrot):
+    """An upstream that is not up yet: it opens, and has no models."""
+
+    awake = False
+
+    def models(self) -> Sequence[ModelCard]:
+        return super().models() if self.awake else []
+
+
+class Breaking(Parrot):
+    broken = False
+
+    def models(self) -> Sequence[ModelCard]:
+        if self.broken:
+            raise RuntimeError("secret")
+        return super().models()
+
+
+def two(**settings: object) -> dict[str, dict[str, object]]:
+    return {"polly": {"adapter": "parrot", **settings}, "parrot": {}}
+
+
+async def test_limits_are_the_registrys_and_not_the_adapters() -> None:
+    # As the environment gives them, and as a file does.
+    settings = {"parrot": {"max_parallel": "3", "max_waiting": 0, "cage": "big"}}
+    async with EngineRegistry(settings, plugins=[entry("picky")]) as registry:
+        target = registry.resolve("parrot/echo")
+        assert (target.max_parallel, target.max_waiting) == (3, 0)
+        scripted = registry.resolve("scripted/echo")
+        assert (scripted.max_parallel, scripted.max_waiting) == (0, None)
+
+
+@pytest.mark.parametrize(
+    ("engines", "aliases", "says"),
+    [
+        ({"parrot": {"max_parallel": "many"}}, {}, "engine_options.parrot.max_parallel: .*'many'"),
+        ({"parrot": {"max_waiting": -1}}, {}, "engine_options.parrot.max_waiting: .*'-1'"),
+        ({"parrot": {"max_parallel": True}}, {}, "engine_options.parrot.max_parallel: .*'True'"),
+        ({"parrot": {"adapter": 7}}, {}, "engine_options.parrot.adapter: 7"),
+        ({"scripted": {"adapter": "parrot"}}, {}, "engine_options.scripted.adapter: 'parrot'"),
+        ({"a/b": {}}, {}, "'a/b' cannot be an engine's name"),
+        ({}, {"a/b": ["scripted/echo"]}, "model_aliases.a/b: .*no slash"),
+        ({}, {"fast": []}, "model_aliases.fast: name at least one"),
+        ({}, {"fast": ["echo"]}, "model_aliases.fast: 'echo' is no model; write engine/name"),
+        ({}, {"fast": ["scripted/echo"] * 2}, "model_aliases.fast: .*twice"),
+        ({}, {"fast": ["crow/echo"]}, "model_aliases.fast: .*engine crow, .* there are: scripted"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(
+    engines: dict[str, dict[str, object]], aliases: dict[str, list[str]], says: str
+) -> None:
+    with pytest.raises(BackchannelError, match=says) as caught:
+        EngineRegistry(engines, aliases=aliases, plugins=[entry("parrot")])
+    assert caught.value.reason is Reason.FIELD_INVALID
+
+
+async def test_an_alias_is_listed_first_with_its_targets_and_what_any_of_them_can() -> None:
+    aliases = {"fast": ["polly/count", "scripted/tool"]}
+    async with EngineRegistry(two(), aliases=aliases, plugins=[entry("parrot")]) as registry:
+        name, card = registry.models()[0]
+        assert (name, card.description) == ("fast", "Asks polly/count, then scripted/tool.")
+        assert Capability.TOOLS in card.capabilities
+        assert registry.default_model == "polly/echo"
+        route = registry.route("fast")
+        assert [target.name for target in route.targets] == ["polly/count", "scripted/tool"]
+
+
+async def test_an_alias_can_be_the_default() -> None:
+    aliases = {"fast": ["scripted/count"]}
+    async with EngineRegistry({}, aliases=aliases, default_model="fast") as registry:
+        assert registry.route("").name == "fast"
+        assert registry.check("", Prompt("", "", ())) == "fast"
+
+
+async def test_one_target_that_can_is_enough_and_none_is_told_by_name() -> None:
+    aliases = {"any": ["polly/echo", "scripted/tool"], "tools": ["scripted/tool", "parrot/tools"]}
+    async with EngineRegistry(two(), aliases=aliases, plugins=[entry("parrot")]) as registry:
+        prompt = Prompt("", "", ())  # The models that call tools want at least one.
+        assert registry.check("any", prompt) == "any"
+        with pytest.raises(BackchannelError) as caught:
+            registry.check("tools", prompt)
+        error = caught.value
+        assert (error.reason, error.field) == (Reason.FIELD_REQUIRED, "tools")
+        assert "scripted/tool: " in error.message
+        assert "parrot/tools: " in error.message
+
+
+async def test_an_engine_without_models_is_waited_for() -> None:
+    sleepy = Sleepy(name="parrot")
+    vars(sys.modules[PLUGINS])["sleepy"] = lambda *_: sleepy
+    aliases = {"fast": ["parrot/echo", "scripted/echo"], "lone": ["parrot/echo"]}
+    async with EngineRegistry(
+        {"parrot": {}}, aliases=aliases, plugins=[entry("sleepy")]
+    ) as registry:
+        assert [problem.subject for problem in registry.problems] == [
+            "parrot/echo, of the alias fast,",
+            "parrot/echo, of the alias lone,",
+        ]
+        # Nobody is given another engine than the one that was configured.
+        assert registry.default_model == ""
+        for model in ("", "parrot/echo", "lone"):
+            with pytest.raises(BackchannelError) as caught:
+                registry.route(model)
+            assert caught.value.reason is Reason.ENGINE_UNAVAILABLE
+            assert caught.value.retry_after_s
+        route = registry.route("fast")
+        assert [target.name for target in route.targets] == ["scripted/echo"]
+        assert [name for name, _ in route.absent] == ["parrot/echo"]
+        assert "None of them is there now" in dict(registry.models())["lone"].description
+        sleepy.awake = True
+        assert registry.default_model == "parrot/echo"
+        assert len(registry.route("fast").targets) == 2
+
+
+async def test_a_default_whose_engine_has_no_models_yet_does_not_stop_the_start() -> None:
+    vars(sys.modules[PLUGINS])["sleepy"] = lambda *_: Sleepy(name="parrot")
+    async with EngineRegistry(
+        {"parrot": {}}, default_model="parrot/echo", plugins=[entry("sleepy")]
+    ) as registry:
+        (problem,) = registry.problems
+        assert problem.subject == "parrot/echo"
+        assert registry.default_model == "parrot/echo"
+
+
+async def test_an_engine_that_breaks_later_takes_no_other_along(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    breaking = Breaking(name="parrot")
+    vars(sys.modules[PLUGINS])["breaking"] = lambda *_: breaking
+    async with EngineRegistry({"parrot": {}}, plugins=[entry("breaking")]) as registry:
+        breaking.broken = True
+        assert {name.partition("/")[0] for name, _ in registry.models()} == {"scripted"}
+        assert registry.route("scripted/echo").targets
+        assert "engine parrot cannot list its models: RuntimeError" in caplog.text
+        assert "secret" not in caplog.text
+
+
+def test_every_failure_of_an_engine_is_followed_by_the_next_target_but_a_refusal() -> None:
+    of_engines = {reason for reason in Reason if reason.startswith(("ENGINE_", "UPSTREAM_"))}
+    assert of_engines - DOWN == {Reason.UPSTREAM_REFUSED}
+    assert not DOWN & CANNOT
