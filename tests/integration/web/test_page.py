@@ -12,7 +12,7 @@ from scripts import tools, web
 
 
 @pytest.mark.needs("node", "web", "chromium")
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_the_page_and_the_client_through_envoy():
     node, chromium = tools.find_node(), tools.find_chromium()
     assert node is not None
@@ -26,7 +26,7 @@ def test_the_page_and_the_client_through_envoy():
         check=False,
         capture_output=True,
         text=True,
-        timeout=380,
+        timeout=580,
     )
     assert run.returncode == 0, f"{run.stdout[-8000:]}\n{run.stderr[-4000:]}"
     # As many as there are: a suite that runs nothing passes too.
