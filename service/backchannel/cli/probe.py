@@ -171,6 +171,10 @@ def _print(measured: Measured, findings: Sequence[Finding], *, wrong: bool) -> N
         )
         rows.append([stream.door, "stream", one_by_one])
         rows.append([stream.door, "version", stream.http_version or "unknown"])
+    for call in measured.duplexes:
+        after = call.answered_after_s
+        said = "no answer" if after is None else f"answers after {after * 1000:.0f} ms"
+        rows.append([call.door, "both ways", said])
     for silence in measured.silences:
         cut = silence.cut_after_s
         said = f"survives {silence.asked_s:g} s" if cut is None else f"cut after {cut:.1f} s"
@@ -212,5 +216,6 @@ def _as_json(measured: Measured, findings: Sequence[Finding], *, ok: bool) -> di
         "findings": [asdict(finding) for finding in findings],
         "streams": streams,
         "silences": [asdict(silence) for silence in measured.silences],
+        "duplexes": [asdict(call) for call in measured.duplexes],
         "cancels": [asdict(cancel) for cancel in measured.cancels],
     }

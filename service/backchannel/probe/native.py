@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import dataclasses
 import os
+import secrets
 import ssl
 import time
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 # What the library says about connections is said by us.
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
@@ -20,7 +21,16 @@ import httpx
 from backchannel.listen import Address
 from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
 from backchannel.probe.reach import Trust, agree_on_tls, authorities, knock, speaks
-from backchannel.probe.verdict import Arrival, Cancel, Measured, Refusal, Silence, Stream
+from backchannel.probe.verdict import (
+    DUPLEX,
+    Arrival,
+    Cancel,
+    Duplex,
+    Measured,
+    Refusal,
+    Silence,
+    Stream,
+)
 from backchannel.v1 import (
     conversation_service_pb2,
     conversation_service_pb2_grpc,
@@ -31,6 +41,7 @@ from backchannel.v1 import (
 )
 
 DOOR: Final = "gRPC"
+_Converse: TypeAlias = grpc.aio.StreamStreamCall[frame_pb2.ClientFrame, frame_pb2.ServerFrame]
 _PROBE: Final = "/backchannel.v1.ProbeService/Probe"
 
 
@@ -70,15 +81,18 @@ async def measure(address: Address, *, tls: bool, trust: Trust, plan: Plan, tell
             stream = group.create_task(_stream(channel, plan, tell))
             silence = group.create_task(_silence(channel, plan, tell))
             cancel = group.create_task(_cancel(channel))
-    quiet, left = silence.result(), cancel.result()
+            duplex = group.create_task(_duplex(channel, plan, tell))
+    left = cancel.result()
+    answered, quiet = duplex.result()
     measured = stream.result()
     if measured.refusal is not None and not measured.refusal.said:
         measured = await _blame(measured, address, context if tls else None)
     return Measured(
         url=("grpcs://" if tls else "grpc://") + target,
         streams=[measured],
-        silences=[quiet] if quiet else [],
+        silences=[found for found in (silence.result(), quiet) if found],
         cancels=[left] if left else [],
+        duplexes=[answered] if answered else [],
     )
 
 
@@ -173,6 +187,71 @@ async def _silence(channel: grpc.aio.Channel, plan: Plan, tell: Tell) -> Silence
             return None  # The other stream has it.
     cut_s = None if count == 2 else time.monotonic() - began_s
     return Silence(DOOR, plan.idle_s, cut_s, _server_in(await call.initial_metadata()))
+
+
+async def _duplex(
+    channel: grpc.aio.Channel, plan: Plan, tell: Tell
+) -> tuple[Duplex | None, Silence | None]:
+    """Open a session by `Converse`, say nothing for a while, and ping."""
+    stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+    session_id = secrets.token_urlsafe(16)
+    config = session_pb2.SessionConfig(session_id=session_id, model="scripted/count")
+    began_s = time.monotonic()
+    call = stub.Converse()
+    try:
+        await call.write(frame_pb2.ClientFrame(open=frame_pb2.Open(create=config)))
+        async with asyncio.timeout(PATIENCE_S):
+            if await call.read() is grpc.aio.EOF:
+                return None, None
+        answered = Duplex(
+            DUPLEX,
+            PATIENCE_S,
+            time.monotonic() - began_s,
+            _server_in(await call.initial_metadata()),
+        )
+        if not plan.idle_s:
+            return answered, None
+        cut_s = await _quiet(call, plan, tell)
+        return answered, Silence(DUPLEX, plan.idle_s, cut_s, answered.server)
+    except TimeoutError:
+        return Duplex(DUPLEX, PATIENCE_S, None), None
+    except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
+        return None, None  # The other stream has it.
+    finally:
+        call.cancel()
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            request = conversation_service_pb2.DeleteSessionRequest(session_id=session_id)
+            await stub.DeleteSession(request, timeout=PATIENCE_S)
+
+
+async def _quiet(call: _Converse, plan: Plan, tell: Tell) -> float | None:
+    """Say nothing, then ping; after how long the call was cut, None if it was not."""
+    pinged = False
+
+    async def read() -> None:
+        """Read until the ping is answered, or the call ends."""
+        with contextlib.suppress(grpc.aio.AioRpcError):
+            # EOF is no frame.
+            while isinstance(frame := await call.read(), frame_pb2.ServerFrame):
+                if pinged and frame.HasField("heartbeat"):
+                    return
+
+    began_s = time.monotonic()
+    reading = asyncio.create_task(read())
+    try:
+        async with plan.watching(f"{DUPLEX}, silent", tell):
+            await asyncio.wait({reading}, timeout=plan.idle_s)
+        if not reading.done():
+            pinged = True
+            with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):
+                await call.write(frame_pb2.ClientFrame(ping=frame_pb2.Ping()))
+            await asyncio.wait({reading}, timeout=PATIENCE_S)
+        if call.done() or not reading.done():
+            return time.monotonic() - began_s
+        return None
+    finally:
+        reading.cancel()
+        await asyncio.wait({reading})
 
 
 async def _cancel(channel: grpc.aio.Channel) -> Cancel | None:

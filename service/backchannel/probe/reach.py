@@ -19,6 +19,8 @@ Language = Literal["TLS", "HTTP/2", "HTTP/1", "nothing known"]
 # RFC 9113, 3.4 and 6.5: what a client says first, with empty settings.
 _PREFACE: Final = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
 _FRAME_HEAD_BYTES: Final = 9
+# Each of three questions; who is there answers at once.
+_ANSWER_S: Final = 2.0
 _SETTINGS: Final = 4
 
 # Numbers of OpenSSL: x509_vfy.h.
@@ -106,17 +108,19 @@ async def speaks(address: Address) -> Language:
     anybody = ssl.create_default_context()
     anybody.check_hostname = False
     anybody.verify_mode = ssl.CERT_NONE
-    with contextlib.suppress(OSError, UnreachableError):
-        async with _connected(address, anybody):
+    no_answer = (OSError, asyncio.IncompleteReadError, TimeoutError, UnreachableError)
+    with contextlib.suppress(*no_answer):
+        async with asyncio.timeout(_ANSWER_S), _connected(address, anybody):
             return "TLS"
-    with contextlib.suppress(OSError, asyncio.IncompleteReadError, TimeoutError, UnreachableError):
-        async with asyncio.timeout(PATIENCE_S), _connected(address) as (reader, writer):
+    with contextlib.suppress(*no_answer):
+        async with asyncio.timeout(_ANSWER_S), _connected(address) as (reader, writer):
             writer.write(_PREFACE)
             head = await reader.readexactly(_FRAME_HEAD_BYTES)
             if head[3] == _SETTINGS and not head.startswith(b"HTTP"):
                 return "HTTP/2"
-        # Some say nothing to that, others what they say to all that is no HTTP/1.
-        async with asyncio.timeout(PATIENCE_S), _connected(address) as (reader, writer):
+    # Some say nothing to that, others what they say to all that is no HTTP/1.
+    with contextlib.suppress(*no_answer):
+        async with asyncio.timeout(_ANSWER_S), _connected(address) as (reader, writer):
             writer.write(b"GET / HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
             if (await reader.readexactly(_FRAME_HEAD_BYTES)).startswith(b"HTTP/1."):
                 return "HTTP/1"

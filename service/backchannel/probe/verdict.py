@@ -14,6 +14,9 @@ APART: Final = 0.25
 """A frame came by itself if it came after at least this part of the time that lay between its
 sending and that of the frame before. Generous: a busy machine is no proxy."""
 
+DUPLEX: Final = "Converse"
+"""The door of which both sides stay open."""
+
 Kind = Literal[
     "unreachable",
     "refused",
@@ -24,6 +27,7 @@ Kind = Literal[
     "cut",
     "idle_cut",
     "cancel_lost",
+    "one_way",
     "old_http",
     "few_connections",
 ]
@@ -141,6 +145,23 @@ class Cancel:
 
 
 @dataclass(frozen=True, slots=True)
+class Duplex:
+    """A call of which both sides stay open.
+
+    Attributes:
+        door: Its name.
+        waited_s: How long it was watched.
+        answered_after_s: When the first frame was answered; None if it was not.
+        server: Who answered, by its own header.
+    """
+
+    door: str
+    waited_s: float
+    answered_after_s: float | None
+    server: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Measured:
     """All that was measured at one URL."""
 
@@ -148,6 +169,7 @@ class Measured:
     streams: Sequence[Stream] = ()
     silences: Sequence[Silence] = ()
     cancels: Sequence[Cancel] = ()
+    duplexes: Sequence[Duplex] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +196,9 @@ def judge(measured: Measured) -> list[Finding]:
     found: list[Finding] = []
     for stream in measured.streams:
         found += _of_stream(stream, tls=measured.url.startswith("https:"))
+    if not any(finding.kind == "buffered" for finding in found):
+        # Whose answers are held back cannot be told to be heard.
+        found += [_of_duplex(call) for call in measured.duplexes if call.answered_after_s is None]
     for silence in measured.silences:
         if silence.cut_after_s is not None:
             found.append(_of_silence(silence, silence.cut_after_s))
@@ -186,7 +211,10 @@ def _of_stream(stream: Stream, *, tls: bool) -> list[Finding]:
         return [_of_refusal(stream, stream.refusal)]
     found = []
     count = len(stream.arrivals)
-    if not count:
+    if not count and stream.whole:
+        text = "the answer ended without a single frame"
+        found.append(Finding("refused", stream.door, text, "look into the server's log"))
+    elif not count:
         text = "nothing of the stream arrived"
         found.append(Finding("buffered", stream.door, text, _buffering_fix(stream)))
     elif 2 * (stream.groups - 1) < count - 1:
@@ -249,7 +277,16 @@ def _of_silence(silence: Silence, after_s: float) -> Finding:
         f"a silent stream was cut after {after_s:.1f} s;"
         f" heartbeats come only every {HEARTBEAT_S:.0f} s"
     )
-    return Finding("idle_cut", silence.door, text, _fix(silence.server, _IDLE))
+    fixes = _IDLE_DUPLEX if silence.door == DUPLEX else _IDLE
+    return Finding("idle_cut", silence.door, text, _fix(silence.server, fixes))
+
+
+def _of_duplex(call: Duplex) -> Finding:
+    text = (
+        f"a frame was not answered within {call.waited_s:.0f} s while the client's side was open:"
+        " requests are held back until they end"
+    )
+    return Finding("one_way", call.door, text, _fix(call.server, _ONE_WAY))
 
 
 def _of_cancel(cancel: Cancel) -> Finding:
@@ -278,6 +315,15 @@ _IDLE: Final = {
     "nginx": "`proxy_read_timeout 1h` (`grpc_read_timeout` with `grpc_pass`)",
     "HAProxy": "`timeout server 1h` and `timeout client 1h`",
     "Caddy": "no `read_timeout` in `transport http`",
+}
+_IDLE_DUPLEX: Final = {
+    **_IDLE,
+    "nginx": "`client_body_timeout 1h` and `grpc_read_timeout 1h`",
+}
+_ONE_WAY: Final = {
+    "nginx": "`grpc_pass` instead of `proxy_pass`",
+    "HAProxy": "no `option http-buffer-request`",
+    "Caddy": "no `buffer_requests` (now `request_buffers`) in `reverse_proxy`",
 }
 _CANCEL: Final = {
     "nginx": "`proxy_ignore_client_abort off`",

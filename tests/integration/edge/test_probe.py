@@ -27,4 +27,5 @@ async def test_all_is_well_at_grpc(edge: Site) -> None:
     assert "All is well." in said.out
     assert "30 frames" in said.out
     assert "the server stops after" in said.out
+    assert "answers after" in said.out
     assert not edge.server.host._live

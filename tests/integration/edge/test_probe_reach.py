@@ -93,10 +93,9 @@ async def test_plain_text_to_tls(tmp_path: Path) -> None:
 
 async def test_tls_to_plain_text(edge: Site) -> None:
     grpc = str(edge.server.address)
-    refused(await probe(f"https://{edge.address}", *QUICK), "without TLS", "http://")
-    refused(await probe(f"grpcs://{edge.address}", *QUICK), "without TLS", "grpc://")
-    refused(await probe(f"https://{grpc}", *QUICK), "without TLS", "grpc://")
-    refused(await probe(f"grpcs://{grpc}", *QUICK), "without TLS", "grpc://")
+    urls = [f"{scheme}://{at}" for scheme in ("https", "grpcs") for at in (edge.address, grpc)]
+    for said in await asyncio.gather(*(probe(url, *QUICK) for url in urls)):
+        refused(said, "without TLS", "grpc://")
 
 
 @pytest.mark.parametrize(
@@ -121,8 +120,9 @@ async def test_the_port_of_grpc_is_no_web_server(edge: Site) -> None:
 
 
 async def test_nobody_listens() -> None:
-    for url in (f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", "unix:/no/where"):
-        refused(await probe(url, *QUICK), "nobody listens", "backchannel serve")
+    urls = (f"http://127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}", "unix:/no/where")
+    for said in await asyncio.gather(*(probe(url, *QUICK) for url in urls)):
+        refused(said, "nobody listens", "backchannel serve")
     refused(await probe("http://nowhere.invalid", *QUICK), "no machine of the name", "name")
     said = await probe(f"http://127.0.0.1:{free_port()}", *QUICK, "--json")
     assert said.code == 2

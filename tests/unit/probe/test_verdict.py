@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 
 from backchannel.probe.verdict import (
+    DUPLEX,
     Arrival,
     Cancel,
+    Duplex,
     Finding,
     Measured,
     Refusal,
@@ -72,6 +74,11 @@ def test_in_lumps() -> None:
 def test_nothing_came() -> None:
     (finding,) = found(stream(lambda index, sent: sent, count=0, whole=False))
     assert finding.kind == "buffered"
+
+
+def test_an_answer_of_nothing() -> None:
+    (finding,) = found(stream(lambda index, sent: sent, count=0))
+    assert finding.kind == "refused"
 
 
 def test_half_of_it_came() -> None:
@@ -143,3 +150,21 @@ def test_silence_and_leaving() -> None:
     assert "proxy_read_timeout" in idle.fix
     assert cancel.kind == "cancel_lost"
     assert "proxy_ignore_client_abort off" in cancel.fix
+
+
+def test_one_way() -> None:
+    silent = Duplex(DUPLEX, 5, None)
+    (finding,) = judge(Measured("grpc://a", duplexes=[silent]))
+    assert finding.kind == "one_way"
+    assert "HAProxy: no `option http-buffer-request`" in finding.fix
+    assert judge(Measured("grpc://a", duplexes=[Duplex(DUPLEX, 5, 0.01)])) == []
+    # Held answers look the same, and are the reason then.
+    held = stream(lambda index, sent: 4.0)
+    assert kinds(judge(Measured("grpc://a", [held], duplexes=[silent]))) == ["buffered"]
+
+
+def test_a_silent_call_of_both_sides_is_cut_by_another_setting() -> None:
+    ill = Measured("grpc://a", silences=[Silence(DUPLEX, 16, 5.0), Silence("gRPC", 16, 5.0)])
+    duplex, down = judge(ill)
+    assert "client_body_timeout" in duplex.fix
+    assert "client_body_timeout" not in down.fix
