@@ -114,8 +114,7 @@ class EngineRegistry:
         ]
         cards = dict(models)
         aliases = [
-            (alias, alias_card(alias, targets, [cards[name] for name in targets if name in cards]))
-            for alias, targets in self._aliases.items()
+            (alias, alias_card(alias, targets, cards)) for alias, targets in self._aliases.items()
         ]
         return aliases + models
 

@@ -7,7 +7,7 @@ next. What is wrong with the question itself is not tried anywhere else.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
@@ -112,20 +112,20 @@ def nobody(name: str, failures: Sequence[tuple[str, BackchannelError]]) -> Backc
     )
 
 
-def alias_card(alias: str, wanted: Sequence[str], there: Sequence[ModelCard]) -> ModelCard:
+def alias_card(alias: str, targets: Sequence[str], there: Mapping[str, ModelCard]) -> ModelCard:
     """How an alias is listed: with what at least one of its targets can do.
 
     Args:
         alias: Its name.
-        wanted: The full names of its targets.
-        there: The cards of those that are there now.
+        targets: Their full names.
+        there: The models that are there now, by full name.
     """
-    first, *others = wanted
-    tried = ", then ".join([f"Asks {first}", *others]) + "."
-    sizes = [card.max_context_tokens for card in there]
+    told = [name if name in there else f"{name} (not there now)" for name in targets]
+    cards = [there[name] for name in targets if name in there]
+    sizes = [card.max_context_tokens for card in cards]
     return ModelCard(
         alias,
-        tried if there else f"{tried} None of them is there now.",
+        f"Asks {', then '.join(told)}.",
         max_context_tokens=0 if 0 in sizes else max(sizes, default=0),
-        capabilities=frozenset().union(*(card.capabilities for card in there)),
+        capabilities=frozenset().union(*(card.capabilities for card in cards)),
     )
