@@ -87,6 +87,10 @@ _PATTERN: Final = re.compile(
     )*\$""",
     re.VERBOSE,
 )
+_ATOMS: Final = re.compile(r"\\.|\[[^\]]*\]")
+_NOTHING_REPEATED: Final = re.compile(r"[\^(|*+?}][*+?{]")
+_ESCAPE_REPEATED: Final = re.compile(r"\\.[*+?{]")
+"""llama.cpp then repeats what stands in front of it, too."""
 _COUNTS: Final = re.compile(r"(?<!\\)\{([0-9]+)(?:(,)([0-9]*))?\}")
 
 
@@ -185,7 +189,12 @@ class _Checking:
             open_groups += {"(": 1, ")": -1}.get(match[0], 0)
             if open_groups < 0 or (match[0] == "|" and not open_groups):
                 why = "alternatives stand in parentheses"
-        if open_groups or not _PATTERN.fullmatch(pattern):
+        if (
+            open_groups
+            or not _PATTERN.fullmatch(pattern)
+            or _NOTHING_REPEATED.search(_ATOMS.sub("x", pattern))
+            or _ESCAPE_REPEATED.search(pattern)
+        ):
             why = why or (
                 "write ^ and $ around letters, digits, classes such as [a-z0-9], groups and counts"
             )

@@ -6,6 +6,8 @@ Also that what is taken here is what llama.cpp takes.
 from __future__ import annotations
 
 import json
+import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -87,6 +89,59 @@ async def test_an_answer_is_valid_whatever_the_seed(llama: LlamaEngine, name: st
             json.loads(run.text)
         )
         assert run.tokens == run.end.usage.output_tokens
+
+
+def random_schema(rng: random.Random, deep: int = 0) -> dict[str, Any]:
+    """Something that can be said in a few words."""
+
+    def inner() -> dict[str, Any]:
+        return random_schema(rng, deep + 1)
+
+    count, more = rng.randint(0, 4), rng.randint(0, 3)
+    simple: list[Callable[[], dict[str, Any]]] = [
+        lambda: {"type": rng.choice(["boolean", "null", ["null", "integer"]])},
+        lambda: {"type": "string", "minLength": count, "maxLength": count + more},
+        lambda: {"type": "integer", "minimum": count - 99, "exclusiveMaximum": 99 * more + 5},
+        lambda: {"enum": rng.sample(["a", 'b"', 1.5, None, True, {"x": [1]}, "\u00e9\n"], 2)},
+        lambda: {"const": rng.choice(["a", {"a": {}}, [], -0.5])},
+        lambda: {"type": "string", "format": rng.choice(["date", "time", "date-time", "uuid"])},
+        lambda: {
+            "type": "string",
+            "pattern": f"^{''.join(rng.choices(PATTERNS, k=count))}$",
+        },
+    ]
+    nested: list[Callable[[], dict[str, Any]]] = [
+        lambda: {"anyOf": [inner() for _ in range(1 + more)]},
+        lambda: {"type": "array", "prefixItems": [inner() for _ in range(1 + more)]},
+        lambda: {
+            "type": "array",
+            "items": inner(),
+            "minItems": more,
+            "maxItems": more + 1,
+        },
+        lambda: {
+            "type": "object",
+            "properties": (found := {key: inner() for key in rng.sample(KEYS, count)}),
+            "required": [key for key in found if rng.random() < 0.7],
+            "additionalProperties": False,
+        },
+    ]
+    return rng.choice(simple + nested if deep < 3 else simple)()
+
+
+PATTERNS = [
+    *("a", "[b-d]", "(x|yz)", "\\.", "[0-9]{2}", "e{1,3}", "f?", "g{0,4}", "(h[ij])?"),
+    *(" ", "-", "\\$", "[A-Z_.]"),
+]
+KEYS = ["a", "b c", "\u00e9", '"', "\\", "$x"]
+
+
+@pytest.mark.parametrize("seed", range(scale(25, 1000)))
+async def test_an_answer_is_valid_whatever_the_schema(llama: LlamaEngine, seed: int) -> None:
+    schema = random_schema(random.Random(seed))
+    run = await ask(llama, ResponseFormat(json_schema=json.dumps(schema)), seed)
+    if run.end.cause is not StopCause.LENGTH:
+        Draft202012Validator(schema).validate(json.loads(run.text))
 
 
 @pytest.mark.parametrize(
