@@ -5,6 +5,7 @@ The other tests here show what the settings do; these say why they must not be c
 
 from __future__ import annotations
 
+import json
 import re
 import socket
 import subprocess
@@ -300,6 +301,48 @@ def test_no_proxy_is_to_hold_grpc_web(tree: Tree) -> None:
         'headers:replace("x-accel-buffering", "no")',
         'headers:replace("cache-control", "no-store, no-transform")',
     ]
+
+
+def test_grpcs_headers_are_kept_from_rest(tree: Tree) -> None:
+    # Said to whoever does not speak it they are a leak, and some proxies trip over them.
+    script = http_filter(tree, "lua")["default_source_code"]["inline_string"]
+    (leaks,) = re.findall(r"local leaks = \{(.*?)\}", script, re.DOTALL)
+    assert {"grpc-status", "grpc-message", "grpc-status-details-bin"} <= set(
+        re.findall(r'"([^"]+)"', leaks)
+    )
+
+
+def test_errors_of_envoys_own_are_json_but_for_grpc(tree: Tree) -> None:
+    first, *others = manager(tree)["local_reply_config"]["mappers"]
+    # An EventSource gives up for ever at anything but 200.
+    *_, accept = first["filter"]["and_filter"]["filters"]
+    assert accept["header_filter"]["header"]["string_match"] == {"prefix": "text/event-stream"}
+    assert first["status_code"] == 200
+    for mapper in others:
+        found = json.dumps(mapper["filter"]["and_filter"]["filters"])
+        # gRPC and gRPC-Web, unless it was REST before the transcoder.
+        assert '{"prefix": "application/grpc"}, "invert_match": true' in found
+        assert '{"name": "x-envoy-original-path", "present_match": true}' in found
+        assert set(mapper["body_format_override"]["json_format"]) == {"code", "message"}
+
+
+def test_the_access_log_is_json_of_what_was_asked_for(tree: Tree) -> None:
+    (log,) = manager(tree)["access_log"]
+    fields = log["typed_config"]["log_format"]["json_format"]
+    # Behind the transcoder every call is a POST.
+    assert fields["method"] == "%REQ(X-ENVOY-ORIGINAL-METHOD?:METHOD)%"
+
+
+def test_many_streams_fit_into_one_connection(tree: Tree) -> None:
+    # A browser has one connection of HTTP/2, a proxy before us perhaps one for everybody.
+    assert manager(tree)["http2_protocol_options"]["max_concurrent_streams"] >= 1500
+    for cluster in clusters(tree):
+        assert http2(cluster)["max_concurrent_streams"] >= 1500
+
+
+def test_headers_have_to_come_soon(tree: Tree) -> None:
+    # Connections that say nothing would fill the descriptors.
+    assert 0 < seconds(manager(tree)["request_headers_timeout"]) <= 30
 
 
 def test_the_access_log_has_no_whole_session_id(tree: Tree) -> None:
