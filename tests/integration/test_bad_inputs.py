@@ -135,7 +135,6 @@ CONFIGS: dict[str, tuple[dict[str, Any], Verdict, str]] = {
         OUT_OF_RANGE,
         "tools[0].idle_timeout",
     ),
-    "tool that does not block": ({"tools": [tool(blocking=False)]}, LATER, "tools[0].blocking"),
     "unknown side effect": ({"tools": [tool(side_effect=99)]}, INVALID, "tools[0].side_effect"),
     "scripted/tool without a tool": ({"model": "scripted/tool"}, REQUIRED, "tools"),
     "turn duration of zero": (
@@ -159,7 +158,13 @@ CONFIGS: dict[str, tuple[dict[str, Any], Verdict, str]] = {
         OUT_OF_RANGE,
         "limits.max_queued_messages",
     ),
-    "credit window": (limits(max_unacked_chars=1), LATER, "limits.max_unacked_chars"),
+    "no credit at all": (limits(max_unacked_chars=0), OUT_OF_RANGE, "limits.max_unacked_chars"),
+    "steer without tokens": (limits(max_steer_tokens=0), OUT_OF_RANGE, "limits.max_steer_tokens"),
+    "steer after an hour": (
+        limits(max_steer_delay=seconds(3600)),
+        OUT_OF_RANGE,
+        "limits.max_steer_delay",
+    ),
     "grace below zero": (policy(grace=seconds(-1)), OUT_OF_RANGE, "on_disconnect.grace"),
     "grace of a day": (policy(grace=seconds(86400)), OUT_OF_RANGE, "on_disconnect.grace"),
     "unknown policy": (policy(action=42), INVALID, "on_disconnect.action"),
@@ -185,7 +190,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], Verdict, str]] = {
     "engine option NaN": ({"engine_options": {"rate": "nan"}}, INVALID, "engine_options"),
     "history": (
         {"history": [session_pb2.Message(role=session_pb2.ROLE_USER)]},
-        LATER,
+        INVALID,
         "history",
     ),
     "response format": (
@@ -203,11 +208,7 @@ CONFIGS: dict[str, tuple[dict[str, Any], Verdict, str]] = {
         INVALID,
         "response_format.json_schema",
     ),
-    "context policy": (
-        {"context_policy": session_pb2.CONTEXT_POLICY_DROP_OLDEST},
-        LATER,
-        "context_policy",
-    ),
+    "context policy": ({"context_policy": 77}, INVALID, "context_policy"),
 }
 
 # --- frames, for Send and for Converse -------------------------------------------------------
@@ -239,7 +240,6 @@ def ack(**some: Any) -> frame_pb2.ClientFrame:
 
 
 TEXT = [session_pb2.Part(text="hello")]
-LET_FINISH = session_pb2.TOOL_DISPOSITION_LET_FINISH
 SOME_SAMPLING = session_pb2.Sampling(temperature=NAN)
 
 FRAMES: dict[str, tuple[Callable[[Facts], frame_pb2.ClientFrame], Verdict]] = {
@@ -256,7 +256,6 @@ FRAMES: dict[str, tuple[Callable[[Facts], frame_pb2.ClientFrame], Verdict]] = {
     "message above 1 MiB": (lambda _: say("x" * (MIB + 1)), TOO_LONG),
     "message of too many parts": (lambda _: message(parts=TEXT * 300), TOO_LONG),
     "unknown delivery": (lambda _: say("x", delivery=77), INVALID),
-    "steering": (lambda _: say("x", delivery=session_pb2.DELIVERY_STEER), LATER),
     "another turn expected": (lambda _: say("x", expected_turn_id="nothing"), TURN_MISMATCH),
     "huge expected turn": (lambda _: say("x", expected_turn_id="t" * 129), TOO_LONG),
     "sampling of a turn NaN": (lambda _: say("x", sampling=SOME_SAMPLING), OUT_OF_RANGE),
@@ -278,10 +277,10 @@ FRAMES: dict[str, tuple[Callable[[Facts], frame_pb2.ClientFrame], Verdict]] = {
         INVALID,
     ),
     "huge result": (lambda _: result(call_id="x", json=f'"{"x" * MIB}"'), TOO_LONG),
-    "partial result": (lambda _: result(call_id="nothing", json="1", partial=True), LATER),
-    "scheduled result": (
-        lambda _: result(call_id="nothing", json="1", scheduling=session_pb2.SCHEDULING_SILENT),
-        LATER,
+    "partial result": (lambda _: result(call_id="nothing", json="1", partial=True), NO_CALL),
+    "unknown scheduling": (
+        lambda _: result(call_id="nothing", json="1", scheduling=77),
+        INVALID,
     ),
     "huge error message": (
         lambda _: result(call_id="x", error=session_pb2.ToolError(message="x" * 8193)),
@@ -296,7 +295,7 @@ FRAMES: dict[str, tuple[Callable[[Facts], frame_pb2.ClientFrame], Verdict]] = {
         lambda f: interrupt(f.turn_id, target_frame_id="used"),
         REQUIRED,
     ),
-    "stop that lets tools finish": (lambda f: interrupt(f.turn_id, tools=LET_FINISH), LATER),
+    "unknown tool disposition": (lambda f: interrupt(f.turn_id, tools=77), INVALID),
     "stop beyond the end": (
         lambda f: interrupt(f.turn_id, displayed_seq=f.last_seq + 1),
         BEYOND_END,
@@ -396,16 +395,11 @@ CALLS: dict[str, tuple[str, Callable[[Facts], Message | bytes], Verdict]] = {
         lambda f: pb.AttachRequest(session_id=f.session_id, after_seq=f.last_seq + 1),
         CURSOR,
     ),
-    "Attach: lag limit": (
-        "Attach",
-        lambda f: pb.AttachRequest(session_id=f.session_id, max_lag_events=5),
-        LATER,
-    ),
     "CreateSession: unreadable bytes": ("CreateSession", lambda _: UNREADABLE, UNREADABLE_MESSAGE),
     "CreateSession: fork": (
         "CreateSession",
-        lambda f: pb.CreateSessionRequest(fork=pb.Fork(session_id=f.session_id, at_seq=1)),
-        LATER,
+        lambda f: pb.CreateSessionRequest(fork=pb.Fork(session_id=f.session_id, at_seq=10**6)),
+        CURSOR,
     ),
     "CreateSession: another configuration": (
         "CreateSession",
