@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import pytest
 
@@ -18,6 +18,7 @@ from backchannel.rpc.server import Server
 from backchannel.v1 import session_pb2
 from tests.scale import scale
 from tests.support.interrupts import Meter, Phase, Question, Sample, Subject, strike
+from tests.support.llama_peer import KEY, PARALLEL, LlamaPeer, llama_peer
 from tests.support.server import config, connected
 from tests.unit.engines.test_llama import decodes
 
@@ -85,9 +86,23 @@ async def scripted_subject() -> AsyncIterator[tuple[Server, Subject]]:
         )
 
 
-def house(text: str, **more: Any) -> Question:
-    """A session with the house model, which answers in the same way each time."""
-    return Question({"model": "llama/house", "tools": [CALCULATOR]}, text, more)
+def house_questions(engine: str) -> dict[Phase, Question]:
+    """What leads the house model into each phase; it answers in the same way each time."""
+    still = {"model": f"{engine}/house", "sampling": {"temperature": 0.0}}
+    with_tools = {**still, "tools": [CALCULATOR]}
+    # It goes on and on, whatever it would rather say; a grammar goes with no tools.
+    on_and_on = {"response_format": {"grammar": 'root ::= ("la "){1,900}'}}
+    song = Question(still, "Sing.", on_and_on)
+    calculation = Question(with_tools, "What is 12 * 7?")
+    return {
+        Phase.QUEUED: Question(with_tools, "What are you?"),
+        Phase.PREFILL: Question(with_tools, "what is it " * 400),
+        Phase.FIRST_TOKEN: song,
+        Phase.MID_STREAM: song,
+        Phase.TOOL_ARGUMENTS: calculation,
+        Phase.TOOL_WAIT: calculation,
+        Phase.BETWEEN_ROUNDS: calculation,
+    }
 
 
 @asynccontextmanager
@@ -97,28 +112,52 @@ async def llama_subject() -> AsyncIterator[tuple[Server, Subject]]:
     async with Server(config(engine=("llama",), engine_options=options)) as server:
         engine = server.engines.resolve("llama/house")[0]
         assert isinstance(engine, LlamaEngine)
-        # It goes on and on, whatever it would rather say; a grammar goes with no tools.
-        on_and_on = {"response_format": {"grammar": 'root ::= ("la "){1,900}'}}
-        song = Question({"model": "llama/house"}, "Sing.", on_and_on)
-        sum_ = house("What is 12 * 7?")
+        questions = house_questions("llama")
         yield (
             server,
             Subject(
-                questions={
-                    Phase.QUEUED: house("What are you?"),
-                    Phase.PREFILL: house("what is it " * 400),
-                    Phase.FIRST_TOKEN: song,
-                    Phase.MID_STREAM: song,
-                    Phase.TOOL_ARGUMENTS: sum_,
-                    Phase.TOOL_WAIT: sum_,
-                    Phase.BETWEEN_ROUNDS: sum_,
-                },
-                company=song,
+                questions=questions,
+                company=questions[Phase.MID_STREAM],
                 places=2,
                 next={"sampling": {"max_tokens": 4}},
                 busy=engine.busy,
                 meter=Meter(engine),
                 jitter_s=0.005,
+            ),
+        )
+
+
+@asynccontextmanager
+async def openai_subject(peer: LlamaPeer) -> AsyncIterator[tuple[Server, Subject]]:
+    options = {
+        "peer": {
+            "adapter": "openai",
+            "base_url": peer.base_url,
+            "api_key_env": "PEER_KEY",
+            "max_parallel": PARALLEL,
+        }
+    }
+    async with Server(config(engine=("peer",), engine_options=options)) as server:
+        engine = server.engines.resolve("peer/house")[0]
+
+        async def busy() -> int:
+            return await asyncio.to_thread(peer.busy)
+
+        questions = house_questions("peer")
+        yield (
+            server,
+            Subject(
+                questions=questions,
+                company=questions[Phase.MID_STREAM],
+                places=PARALLEL,
+                next={"sampling": {"max_tokens": 4}},
+                busy=busy,
+                meter=Meter(engine),
+                jitter_s=0.005,
+                # Whoever hangs up is told nothing any more, and that nobody listens is seen only
+                # when there is something to say, or once a second.
+                confirms=False,
+                settle_s=5.0,
             ),
         )
 
@@ -218,3 +257,18 @@ async def test_llama(
     # A busy machine lets the model's thread run on before the callback's; the page has the p99 of a
     # quiet one.
     assert percentiles(tokens)[0] <= 1
+
+
+@pytest.mark.timeout(120 + 10 * COUNT)
+async def test_openai(
+    seed: int,
+    record_property: Callable[[str, object], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In front of a llama.cpp server in another process, whose own count says who is at work."""
+    pytest.importorskip("xllamacpp", reason="the peer has no wheel here")
+    monkeypatch.setenv("PEER_KEY", KEY)
+    with llama_peer() as peer:
+        async with openai_subject(peer) as (server, subject), connected(server.address) as client:
+            samples = await strike(subject, client, COUNT, seed)
+    told(samples, seed, record_property)
