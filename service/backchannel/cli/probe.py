@@ -166,7 +166,8 @@ def _print(measured: Measured, findings: Sequence[Finding], *, wrong: bool) -> N
             continue
         one_by_one = (
             f"{len(stream.arrivals)} frames sent over {stream.sent_over_s:.1f} s arrived over"
-            f" {stream.arrived_over_s:.1f} s in {stream.groups} pieces,"
+            f" {stream.arrived_over_s:.1f} s in {stream.groups}"
+            f" piece{'' if stream.groups == 1 else 's'},"
             f" at worst {stream.worst_lag_s * 1000:.0f} ms late"
         )
         rows.append([stream.door, "stream", one_by_one])
