@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from pydantic import ValidationError
 
 from backchannel.config import ConfigError, ServeConfig
 from backchannel.listen import Address
+from backchannel.rpc.settings import engines
 
 
 @pytest.fixture(autouse=True)
@@ -108,12 +110,56 @@ def test_engines_and_aliases_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert config.model_aliases == {"fast": ("vllm/Qwen/Qwen3-8B", "spare/echo")}
 
 
+def test_the_settings_in_the_documentation_say_the_same_in_both_ways(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "engines.md").read_text("utf-8")
+    (in_toml,) = [block for block in _blocks(text, "toml") if "[model_aliases]" in block]
+    (in_variables,) = [block for block in _blocks(text, "sh") if "MODEL_ALIASES" in block]
+    from_file = ServeConfig.load({}, toml(tmp_path, in_toml))
+    for line in in_variables.splitlines():
+        name, _, value = line.partition("=")
+        monkeypatch.setenv(name, value)
+    from_variables = ServeConfig.load({})
+    assert from_variables.model == from_file.model == "fast"
+    assert from_variables.engine == from_file.engine
+    assert from_variables.model_aliases == from_file.model_aliases
+    registries = [engines(config) for config in (from_file, from_variables)]
+    assert registries[0].settings == registries[1].settings
+
+
+def _blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
 def test_a_default_that_is_no_alias_is_told_those_there_are(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BACKCHANNEL_MODEL_ALIASES__FAST", "scripted/echo")
     with pytest.raises(ConfigError, match=r"--model: .*there are fast.*found 'slow'"):
         ServeConfig.load({"model": "slow"})
+
+
+@pytest.mark.parametrize(
+    ("variables", "opened"),
+    [
+        ({}, ["llama", "scripted"]),
+        ({"ENGINE": "scripted"}, ["scripted"]),
+        ({"ENGINE": "a,llama", "ENGINE_OPTIONS__B__ADAPTER": "x"}, ["a", "llama", "scripted"]),
+        # What somebody tells of comes first.
+        ({"ENGINE_OPTIONS__A__ADAPTER": "x"}, ["a", "llama", "scripted"]),
+        ({"ENGINE_OPTIONS__SCRIPTED__MAX_PARALLEL": "9"}, ["llama", "scripted"]),
+    ],
+)
+def test_which_engines_are_opened(
+    monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], opened: list[str]
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(f"BACKCHANNEL_{name}", value)
+    registry = engines(ServeConfig.load({}))
+    assert list(registry.settings) == opened
+    whole = variables.get("ENGINE_OPTIONS__SCRIPTED__MAX_PARALLEL", 0)
+    assert registry.settings["scripted"].max_parallel == int(whole)
 
 
 def test_an_upstreams_model_may_be_called_like_a_file(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -73,15 +73,17 @@ def serve(
     engine: Annotated[
         list[str] | None,
         typer.Option(
-            help="An engine to open, such as llama; may be given several times. scripted (echo,"
-            " count and other models that need nothing) is always there. Default: what runs here.",
+            help="An engine to open, such as llama, or one that the file tells of; may be given"
+            " several times. scripted (echo, count and other models that need nothing) is always"
+            " there. Default: those in the file, and what runs here.",
             rich_help_panel=_STORAGE,
         ),
     ] = None,
     model: Annotated[
         str | None,
         typer.Option(
-            help="The model for sessions that name none: engine/name, or the path of a GGUF file."
+            help="The model for sessions that name none: engine/name, an alias from the file, or"
+            " the path of a GGUF file."
             " Default: the first engine's first.",
             rich_help_panel=_STORAGE,
         ),
@@ -144,6 +146,22 @@ def serve(
     - `backchannel serve --listen 0.0.0.0:50051 --anonymous` — for everybody on the network
 
     - `BACKCHANNEL_LOG=sqlite:////var/lib/backchannel/log.db backchannel serve --config bc.toml`
+
+    **Several engines**, and an alias that asks them one after the other, as lines of the TOML file:
+
+    - `model_aliases = {fast = ["vllm/qwen", "spare/qwen"]}`
+
+    - `engine_options.vllm = {adapter = "openai", base_url = "http://gpu:8000/v1"}`
+
+    - `engine_options.spare = {adapter = "openai", base_url = "http://localhost:11434/v1"}`
+
+    or as variables:
+
+    - `BACKCHANNEL_MODEL_ALIASES__FAST=vllm/qwen,spare/qwen`
+
+    - `BACKCHANNEL_ENGINE_OPTIONS__VLLM__ADAPTER=openai`
+
+    - `BACKCHANNEL_ENGINE_OPTIONS__VLLM__BASE_URL=http://gpu:8000/v1`
 
     The first SIGTERM or Ctrl-C drains: clients are told to go elsewhere, running answers may end.
     The second one stops at once.

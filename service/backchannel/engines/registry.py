@@ -94,6 +94,11 @@ class EngineRegistry:
         self._exits = AsyncExitStack()
 
     @property
+    def settings(self) -> Mapping[str, EngineSettings]:
+        """What was said about each engine, by its name."""
+        return self._settings
+
+    @property
     def problems(self) -> tuple[Problem, ...]:
         """What was configured and was not there at the start."""
         return tuple(self._problems)

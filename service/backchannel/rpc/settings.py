@@ -8,6 +8,7 @@ from typing import Final
 
 from backchannel.config import ServeConfig
 from backchannel.engines.registry import DEFAULT_ENGINES, EngineRegistry
+from backchannel.engines.settings import ALWAYS
 from backchannel.rpc.wire import MAX_TRANSPORT_BYTES
 
 _MIN_CLIENT_PING_MS: Final = 500
@@ -48,7 +49,10 @@ def engines(config: ServeConfig) -> EngineRegistry:
     Raises:
         BackchannelError: `FIELD_INVALID`, naming a setting that makes no sense.
     """
-    names = dict.fromkeys(config.engine or (*DEFAULT_ENGINES, *config.engine_options))
+    said = config.engine_options
+    # Whoever tells of an engine means its models before ours; the one that is always there is last.
+    usual = (*(name for name in said if name != ALWAYS), *DEFAULT_ENGINES, ALWAYS)
+    names = dict.fromkeys(config.engine or usual)
     settings = {name: config.engine_options.get(name, {}) for name in names}
     tried = set() if config.engine else DEFAULT_ENGINES.keys() - config.engine_options.keys()
     default_model = config.model
