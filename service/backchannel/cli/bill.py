@@ -108,7 +108,7 @@ async def _read_once(client: Client, session_id: str) -> tuple[Session, Statemen
         past = await client.snapshot(session_id)
         session = past.session
     statement = Statement()
-    statement.declare((tool.name, tool.side_effect) for tool in session.config.tools)
+    statement.declare(session.config.tools)
     before = max(session.earliest_seq, 1) - 1
     if session.last_seq > before:
         async with client.resume(session_id, after_seq=before) as conversation:

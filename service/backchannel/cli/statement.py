@@ -18,12 +18,15 @@ from backchannel.v1.session_pb2 import (
     SideEffect,
     Timing,
     ToolCallOutcome,
+    ToolSpec,
     Turn,
     Usage,
     UserMessage,
 )
 
+_NO_TOOL: Final = ToolSpec()
 RUNNING: Final = FinishReason.FINISH_REASON_UNSPECIFIED
+_URGENT: Final = (Delivery.DELIVERY_INTERRUPT, Delivery.DELIVERY_STEER)
 _COUNTS: Final = (
     "prompt_tokens",
     "cached_prompt_tokens",
@@ -79,16 +82,25 @@ class CallCost:
 
     Attributes:
         side_effect: What its tool may change, as the session declares it.
+        blocking: The turn waits for its result.
         ready: The model had finished writing it, so that somebody may have run it.
+        ended_ns: When it ended; 0 while it is open.
         late_results: Results that came after the call had ended.
     """
 
     call_id: str
     name: str
     side_effect: SideEffect.ValueType
+    blocking: bool = True
     ready: bool = False
     outcome: ToolCallOutcome.ValueType = ToolCallOutcome.TOOL_CALL_OUTCOME_UNSPECIFIED
+    ended_ns: int = 0
     late_results: int = 0
+
+    @property
+    def awaited(self) -> bool:
+        """The turn waits for it."""
+        return self.blocking and self.ready and not self.outcome
 
 
 class _Mark(NamedTuple):
@@ -192,8 +204,8 @@ class _Telling(TurnCost):
         self._marks.append(_Mark(event_pb2.CHANNEL_UNSPECIFIED, 0, delta.token_count, call))
 
     def call_ended(self, now_ns: int) -> None:
-        """One of its calls has its result; if it was the last, the wait is over."""
-        if not any(call.ready and not call.outcome for call in self.calls):
+        """A call has its result; if it was the last that the turn waited for, the wait is over."""
+        if not any(call.awaited for call in self.calls):
             self._wait = (self._last_output_ns, now_ns)
 
     def recovered(self) -> None:
@@ -218,8 +230,7 @@ class _Telling(TurnCost):
         """It runs on: what there is of it until `now_ns`."""
         counted = self.counted
         self.usage = Usage(generated_tokens=counted, delivered_tokens=counted)
-        waiting = any(call.ready and not call.outcome for call in self.calls)
-        if waiting:
+        if any(call.awaited for call in self.calls):
             self._wait = (self._last_output_ns, now_ns)
         self.phases = self._told(self._started_ns - self._accepted_ns, now_ns)
 
@@ -296,15 +307,15 @@ class Statement:
         self._told: dict[str, _Telling] = {}
         self._past: list[TurnCost] = []
         self._calls: dict[str, tuple[_Telling, CallCost]] = {}
-        self._side_effects: dict[str, SideEffect.ValueType] = {}
+        self._tools: dict[str, ToolSpec] = {}
         self._now_ns = 0
         self.waiting: list[_Waiting] = []
 
     # --- taking in ----------------------------------------------------------------------------
 
-    def declare(self, side_effects: Iterable[tuple[str, SideEffect.ValueType]]) -> None:
-        """What the session's tools may change, where its first event is not there to say so."""
-        self._side_effects.update(side_effects)
+    def declare(self, tools: Iterable[ToolSpec]) -> None:
+        """The session's tools, where its first event is not there to say so."""
+        self._tools.update((tool.name, tool) for tool in tools)
 
     def feed(self, event: event_pb2.Event) -> None:
         """Take in the next event. One of a turn whose beginning was not fed changes nothing."""
@@ -314,8 +325,7 @@ class Statement:
             if turn := self._told.get(event.output_delta.turn_id):
                 turn.delta(event.output_delta, now_ns)
         elif kind == "session_opened":
-            tools = event.session_opened.session.config.tools
-            self.declare((tool.name, tool.side_effect) for tool in tools)
+            self.declare(event.session_opened.session.config.tools)
         elif kind == "input_accepted":
             self._accept(event.input_accepted, now_ns)
         elif kind == "session_closed":
@@ -406,9 +416,9 @@ class Statement:
 
     def _accept(self, accepted: event_pb2.InputAccepted, now_ns: int) -> None:
         message = accepted.message
-        urgent = message.delivery == Delivery.DELIVERY_INTERRUPT
+        urgent = message.delivery in _URGENT
         waiting = _Waiting(accepted.frame_id, _text(message), now_ns, urgent)
-        # Those that interrupt go before those that queue, as they do on the server.
+        # They go before those that queue, as on the server.
         place = sum(other.urgent for other in self.waiting) if urgent else len(self.waiting)
         self.waiting.insert(place, waiting)
 
@@ -424,11 +434,16 @@ class Statement:
         if [waiting.frame_id for waiting in taken] != list(started.frame_ids):
             taken, rest = [], self.waiting  # What it answers is not in the log any more.
         self.waiting = rest
+        # A turn may also be told the results of tools that nobody waited for.
+        results = [
+            self._calls[call_id][1] for call_id in started.call_ids if call_id in self._calls
+        ]
+        since = [waiting.accepted_ns for waiting in taken] + [call.ended_ns for call in results]
         self._told[started.turn_id] = _Telling(
             len(self._told) + 1,
             started,
             " ".join(waiting.text for waiting in taken),
-            taken[0].accepted_ns if taken else now_ns,
+            min(since, default=now_ns),
             now_ns,
         )
 
@@ -439,7 +454,7 @@ class Statement:
             if turn is None:
                 return
             turn.output(now_ns, started.round)
-            call = CallCost(started.call_id, started.name, self._side_effect(started.name))
+            call = self._call(started.call_id, started.name)
             turn.calls.append(call)
             self._calls[started.call_id] = (turn, call)
             return
@@ -458,13 +473,15 @@ class Statement:
             call.late_results += 1
         else:
             call.outcome = event.tool_call_finished.outcome
-            if turn.running:
+            call.ended_ns = now_ns
+            if turn.running and call.blocking:
                 turn.call_ended(now_ns)
 
-    def _side_effect(self, tool: str) -> SideEffect.ValueType:
-        # What is not declared is nobody's to run.
-        found = self._side_effects.get(tool, SideEffect.SIDE_EFFECT_UNSPECIFIED)
-        return found or SideEffect.SIDE_EFFECT_NONE
+    def _call(self, call_id: str, name: str) -> CallCost:
+        # A tool that is not declared is nobody's to run.
+        tool = self._tools.get(name, _NO_TOOL)
+        blocking = tool.blocking if tool.HasField("blocking") else True
+        return CallCost(call_id, name, tool.side_effect or SideEffect.SIDE_EFFECT_NONE, blocking)
 
     def _from_snapshot(self, turn: Turn, model: str, number: int) -> TurnCost:
         cost = TurnCost(
@@ -477,10 +494,10 @@ class Statement:
             _begun(turn.timing),
             complete=False,
         )
-        for call in turn.tool_calls:
-            ready = call.HasField("deadline")
-            effect = self._side_effect(call.name)
-            cost.calls.append(CallCost(call.call_id, call.name, effect, ready, call.outcome))
+        for told in turn.tool_calls:
+            call = self._call(told.call_id, told.name)
+            call.ready, call.outcome = told.HasField("deadline"), told.outcome
+            cost.calls.append(call)
         return cost
 
 

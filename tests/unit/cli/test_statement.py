@@ -23,6 +23,7 @@ from tests.unit.session.driver import (
 )
 from tests.unit.session.test_machine import Conversation
 
+STEER = session_pb2.DELIVERY_STEER
 IRREVERSIBLE = session_pb2.SIDE_EFFECT_IRREVERSIBLE
 
 
@@ -129,6 +130,33 @@ def test_a_call_that_is_answered_while_the_next_is_written_waits_for_nothing() -
     assert turn.phases == Phases(0, 0, 200 * MS, 300 * MS, 0)
 
 
+def test_a_tool_that_nobody_waits_for_is_no_wait() -> None:
+    driver = Driver(tools=[tool("look", blocking=False)])
+    driver.say()
+    driver.admit()
+    call_id = driver.call()
+    driver.finish("tool_calls")
+    driver.text("Meanwhile")
+    driver.advance(0.200)
+    driver.result(call_id)
+    driver.finish()
+    assert told(driver.events).turns[0].phases == Phases(0, 0, 200 * MS, 0, 0)
+
+
+def test_a_turn_that_a_result_starts_waits_since_that_came() -> None:
+    driver = Driver(tools=[tool("look", blocking=False)])
+    driver.say()
+    call_id = driver.call()
+    driver.finish("tool_calls")
+    driver.result(call_id)
+    driver.advance(0.300)
+    driver.finish()
+    first, second = told(driver.events).turns
+    assert (first.input, second.input) == ("Hello", "")
+    assert second.phases == Phases(300 * MS)
+    assert problems(driver) == []
+
+
 def test_stopping_is_from_the_stop_to_its_confirmation() -> None:
     driver = Driver()
     driver.say()
@@ -170,12 +198,18 @@ def test_what_no_engine_took_up_was_queued() -> None:
     assert turn.phases == Phases(500 * MS)
 
 
-def test_a_message_that_interrupts_is_not_billed_to_the_one_that_waited() -> None:
+@pytest.mark.parametrize("delivery", [INTERRUPT, STEER])
+def test_a_message_that_goes_first_is_not_billed_to_the_one_that_waited(
+    delivery: session_pb2.Delivery.ValueType,
+) -> None:
     driver = Driver()
     driver.say("first", "a")
+    driver.text("Well")
     driver.say("second", "b")
     driver.advance(0.100)
-    driver.say("third", "c", delivery=INTERRUPT)
+    driver.say("third", "c", delivery=delivery)
+    if delivery == STEER:
+        driver.text(". ", "More")
     driver.finish("stopped")
     driver.advance(0.050)
     driver.text("x")
