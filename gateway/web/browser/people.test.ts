@@ -161,6 +161,8 @@ describe("whoever uses it", () => {
       });
     const calls = await small({ model: "mirror/tool" });
     expect(await fits(calls)).toEqual([false]);
+    // It is read from its beginning.
+    expect((await calls.getByRole("heading", { name: "Say something." }).boundingBox())?.y).toBeGreaterThan(53);
     await say(calls, `${"9".repeat(150)} + 1`);
     await calls.locator('[data-testid=call][data-state="completed"]').waitFor();
     await idle(calls);

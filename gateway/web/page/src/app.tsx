@@ -23,6 +23,13 @@ function useChat(): Chat {
   return ref.current;
 }
 
+/** Shows the newest, where something was said; what else there is, is read from its beginning. */
+function showNewest(element: HTMLElement): void {
+  if (element.querySelector(".timeline")) {
+    element.scrollTop = element.scrollHeight;
+  }
+}
+
 export function App(): VNode {
   const chat = useChat();
   const [panel, setPanel] = useState<Panel>("none");
@@ -142,7 +149,7 @@ function useStickyEnd(sessionId: string) {
     element.addEventListener("scroll", onScroll, { passive: true });
     const resized = new ResizeObserver(() => {
       if (sticky.current) {
-        element.scrollTop = element.scrollHeight;
+        showNewest(element);
       }
     });
     resized.observe(element);
@@ -160,7 +167,7 @@ function useStickyEnd(sessionId: string) {
   useLayoutEffect(() => {
     const element = scroller.current;
     if (element && sticky.current) {
-      element.scrollTop = element.scrollHeight;
+      showNewest(element);
     }
   });
 
