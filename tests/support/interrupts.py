@@ -234,14 +234,23 @@ async def _reach(stream: Stream, phase: Phase, rng: random.Random, most_deltas: 
     elif phase is Phase.FIRST_TOKEN:
         await stream.event("output_delta")
     elif phase is Phase.MID_STREAM:
-        await stream.event("output_delta", rng.randint(FIRST + 1, most_deltas))
+        await _nth(stream, "output_delta", rng.randint(FIRST + 1, most_deltas))
     elif phase is Phase.TOOL_ARGUMENTS:
-        await stream.event("tool_call_delta", rng.randint(1, most_deltas))
+        await _nth(stream, "tool_call_delta", rng.randint(1, most_deltas))
     else:
         ready = (await stream.event("tool_call_ready")).tool_call_ready
         if phase is Phase.BETWEEN_ROUNDS:
             await stream.send(_result(ready.call_id))
             await stream.event("tool_call_finished")
+
+
+async def _nth(stream: Stream, kind: str, nth: int) -> None:
+    """Wait for the nth piece, or for the end of what may have come in fewer."""
+    await stream.until(
+        lambda seen: (
+            len(seen.of(kind)) >= nth or seen.of("tool_call_ready") or seen.of("turn_finished")
+        )
+    )
 
 
 async def _stop(stream: Stream, subject: Subject, rng: random.Random) -> Phase | None:
