@@ -14,8 +14,9 @@ import pytest
 
 from backchannel.engines.llama import LlamaEngine, LlamaGeneration
 from backchannel.engines.llama_config import HOUSE_MODEL, LlamaConfig
-from backchannel.engines.openai import OpenAIEngine, OpenAIGeneration
 from backchannel.engines.openai_config import OpenAIConfig
+from backchannel.engines.openai_engine import OpenAIEngine
+from backchannel.engines.openai_generation import OpenAIGeneration
 from backchannel.engines.protocol import Engine, Generation, Prompt
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.v1 import session_pb2

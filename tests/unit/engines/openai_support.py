@@ -7,7 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from backchannel.engines.openai import OpenAIEngine, create
+from backchannel.engines.openai import create
+from backchannel.engines.openai_engine import OpenAIEngine
 from backchannel.engines.protocol import Prompt
 from backchannel.errors import BackchannelError
 from tests.support.hostile_upstream import Answer, HostileUpstream

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import sys
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,25 @@ async def test_an_answer_whose_tail_is_missing_is_whole(upstream: HostileUpstrea
     async with opened(upstream) as engine:
         run = await collect(engine.start(PROMPT))
     assert (run.text, run.end.cause, run.end.usage.exact) == ("Yes.", StopCause.LENGTH, False)
+
+
+async def test_a_tail_that_does_not_come_is_not_waited_for(
+    upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backchannel.engines.openai_generation._TAIL_S", 0.05)
+
+    async def answer(wire: Wire) -> None:
+        await wire.head()
+        await wire.event(delta(content="Yes."), delta("stop"))
+        while True:
+            await wire.send(b": still here\n\n")
+            await asyncio.sleep(0.01)
+
+    upstream.will(answer)
+    async with opened(upstream) as engine:
+        run = await collect(engine.start(PROMPT))
+        await upstream.until(lambda: upstream.running == 0)
+    assert (run.text, run.end.cause, run.end.usage.exact) == ("Yes.", StopCause.STOP, False)
 
 
 async def test_other_answers_beside_the_first_are_left_out(upstream: HostileUpstream) -> None:
@@ -407,3 +427,13 @@ async def test_logs_hold_neither_words_nor_key(
     assert "upstream_failed" in written
     for secret in ("elephant", "giraffe", KEY, KEY[3:20]):
         assert secret not in written
+
+
+async def test_without_the_sdk_the_remedy_is_told(
+    upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(BackchannelError, match=r"pip install 'backchannel\[openai\]'") as caught:
+        async with opened(upstream):
+            pass
+    assert caught.value.reason is Reason.ENGINE_UNAVAILABLE

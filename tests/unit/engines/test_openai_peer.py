@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from backchannel.engines.openai import OpenAIEngine, create
+from backchannel.engines.openai import create
+from backchannel.engines.openai_engine import OpenAIEngine
 from backchannel.engines.protocol import Capability, Prompt, StopCause, TextChunk
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2
