@@ -234,7 +234,10 @@ def server_error(error: dict[str, Any], field: str = "") -> BackchannelError:
         )
     if field and _OF_GRAMMAR.search(message):
         return BackchannelError(
-            Reason.FIELD_INVALID, f"llama.cpp cannot keep an answer to it: {message}", field=field
+            Reason.FIELD_INVALID,
+            f"llama.cpp cannot keep an answer to it: {message}. A rule or $ref that begins with "
+            "itself is the usual cause",
+            field=field,
         )
     if error.get("type") == "unavailable_error":
         return BackchannelError(Reason.ENGINE_UNAVAILABLE, f"llama.cpp is not ready: {message}")
