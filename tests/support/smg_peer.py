@@ -123,8 +123,10 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
         bundle: The tokenizer's archive; None for a server that has none.
         sha256: What it says of its hash; None for the truth.
         slow: Whether a request takes longer to arrive than the first abort.
-        running: The requests that it works on.
-        asked: All requests, as they came.
+        details: What it says of a failure.
+    running: The requests that it works on.
+        dropped: Those of them that nobody listens to any more.
+    asked: All requests, as they came.
         aborted: The ids of all aborts.
     """
 
@@ -139,7 +141,9 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
     sha256: str | None = None
     thinks_first: bool = False
     slow: bool = False
+    details: str = "it broke"
     running: dict[str, asyncio.Event] = field(default_factory=dict)
+    dropped: set[str] = field(default_factory=set)
     asked: list[Any] = field(default_factory=list)
     aborted: list[str] = field(default_factory=list)
     seen: list[list[int]] = field(default_factory=list)
@@ -222,6 +226,9 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
             # One that is not there is none of its business.
             if request_id in self.running:
                 self.running[request_id].set()
+            if request_id in self.dropped:
+                self.dropped.discard(request_id)
+                del self.running[request_id]
         return vllm_engine_pb2.AbortResponse()
 
     async def Generate(  # noqa: N802
@@ -244,8 +251,10 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
                 return
             raise
         finally:
-            if aborted.is_set() or not context.cancelled():
-                self.running.pop(request.request_id, None)
+            if context.cancelled() and not aborted.is_set():
+                self.dropped.add(request.request_id)
+            else:
+                del self.running[request.request_id]
 
     # --- the model
 
@@ -276,7 +285,7 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
                         await context.abort(grpc.StatusCode.CANCELLED, "cancelled")
                     elif way == "fail":
                         status = grpc.StatusCode[script.get("status", "INTERNAL")]
-                        await context.abort(status, script.get("details", "it broke"))
+                        await context.abort(status, self.details)
                     else:
                         yield self._complete(done, prompt, cached, way)
                         return

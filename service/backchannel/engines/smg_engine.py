@@ -139,7 +139,8 @@ class SmgGeneration:
             self.stop()
 
     def _finished(self, task: asyncio.Task[None]) -> Finished:
-        error = None if task.cancelled() else task.exception()
+        taken_away = task.cancelled()
+        error = None if taken_away else task.exception()
         stream = self._stream
         if self._stopped:
             if stream is None:
@@ -147,7 +148,7 @@ class SmgGeneration:
             return Finished(StopCause.STOPPED, stream.usage(exact=self._confirmed))
         if error is not None:
             raise error
-        if stream is None or not self._over.is_set():
+        if taken_away or stream is None:
             raise BackchannelError(Reason.ENGINE_FAILED, "the answer's task was taken away")
         return Finished(stream.cause, stream.usage(exact=self._confirmed))
 
@@ -186,12 +187,6 @@ class SmgGeneration:
             if not self._unwanted():
                 begun = stream.computed > 0
                 raise self._upstream.blame.of(error, self._prompt, begun=begun) from None
-        except asyncio.CancelledError:
-            # A server that cancels a call looks like a task that is cancelled.
-            if asyncio.current_task().cancelling() or not call.done():  # type: ignore[union-attr]
-                raise
-            if not self._unwanted():
-                raise self._upstream.blame.broke_off() from None
         finally:
             self._limit = None
             self._over.set()
