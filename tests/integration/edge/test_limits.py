@@ -177,6 +177,7 @@ async def test_envoys_own_errors_are_gRPCs_to_grpc_web(  # noqa: N802 - its name
             assert call.ending.code == 14
             # Not the JSON that REST gets.
             assert call.response.headers["content-type"].startswith("application/grpc-web")
+            assert "{" not in call.response.headers["grpc-message"]
 
 
 async def test_several_envoys_share_a_machine(edge: Site) -> None:
