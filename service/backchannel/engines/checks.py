@@ -11,6 +11,8 @@ from backchannel.errors import BackchannelError, Reason
 
 _SHOWN: Final = 64
 """How much of a stranger's word is quoted back."""
+_LISTED: Final = 20
+"""How many names an error lists."""
 
 
 def find_card(engine: str, cards: Sequence[ModelCard], name: str) -> ModelCard:
@@ -22,12 +24,20 @@ def find_card(engine: str, cards: Sequence[ModelCard], name: str) -> ModelCard:
     for card in cards:
         if card.name == name:
             return card
-    there_are = ", ".join(f"{engine}/{card.name}" for card in cards) or "none"
+    there_are = listed(f"{engine}/{card.name}" for card in cards)
     raise BackchannelError(
         Reason.MODEL_NOT_FOUND,
         f"there is no model {engine}/{name[:_SHOWN]}; there are: {there_are}",
         field="model",
     )
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names for an error: the first few, for all of a large upstream's would not fit a header."""
+    all_names = list(names)
+    more = len(all_names) - _LISTED
+    shown = ", ".join(name[: 2 * _SHOWN] for name in all_names[:_LISTED])
+    return f"{shown} and {more} more (ListModels shows all)" if more > 0 else shown or "none"
 
 
 def check_capabilities(engine: str, card: ModelCard, prompt: Prompt) -> None:

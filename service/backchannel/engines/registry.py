@@ -19,6 +19,7 @@ from importlib.metadata import EntryPoint, entry_points
 from types import TracebackType
 from typing import Final, Self
 
+from backchannel.engines.checks import listed
 from backchannel.engines.protocol import Engine, ModelCard, Prompt
 from backchannel.engines.routing import Route, Target, alias_card, nobody
 from backchannel.engines.settings import ALWAYS, EngineSettings, checked_aliases
@@ -152,7 +153,7 @@ class EngineRegistry:
             why = f"the engine {engine_name} could not be started here (the server said why)"
         else:
             why = f"there is no model {model[:_SHOWN]!r}"
-        there_are = ", ".join(known for known, _ in self.models())
+        there_are = listed(known for known, _ in self.models())
         raise BackchannelError(
             Reason.MODEL_NOT_FOUND, f"{why}; there are: {there_are}", field="model"
         )

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from backchannel.engines.protocol import Capability, Prompt, StopCause, TextChunk
+from backchannel.engines.registry import EngineRegistry
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import event_pb2, session_pb2
 from tests.support.hostile_upstream import (
@@ -343,6 +344,22 @@ async def test_models_are_asked_for_again(upstream: HostileUpstream) -> None:
         upstream.models = replies("200 OK", {"data": [{"id": "new", "owned_by": "nobody"}]})
         while [card.name for card in engine.models()] != ["new"]:  # noqa: ASYNC110 - as above
             await asyncio.sleep(0.005)
+
+
+async def test_an_error_lists_a_few_models_of_many(upstream: HostileUpstream) -> None:
+    entries = [{"id": f"model-{number}", "owned_by": "x"} for number in range(900)]
+    upstream.models = replies("200 OK", {"data": entries})
+    settings = {"adapter": "openai", "base_url": upstream.base_url}
+    async with EngineRegistry({"up": settings}) as registry:
+        engine = registry.resolve("up/model-0").engine
+        with pytest.raises(BackchannelError, match=r" and 8\d+ more") as by_registry:
+            registry.route("up/nobody")
+        with pytest.raises(BackchannelError, match=" and 880 more") as by_engine:
+            engine.check(Prompt("nobody", "", []))
+        assert len(registry.models()) > 900
+    for caught in (by_registry, by_engine):
+        assert caught.value.reason is Reason.MODEL_NOT_FOUND
+        assert len(caught.value.message) < 1000
 
 
 async def test_models_that_are_named_need_no_list(upstream: HostileUpstream) -> None:
