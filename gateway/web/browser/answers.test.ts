@@ -200,17 +200,20 @@ describe("saying something while it speaks", () => {
     expect(await page.getByText("never", { exact: true }).count()).toBe(0);
   });
 
-  it("cannot steer yet, and says why", async () => {
-    const page = await tab({ model: "scripted/stall" });
-    await say(page, "go");
-    await someText(page, 3);
-    await page.fill("#say", "left");
-    const steer = page.getByRole("button", { name: "Steer" });
-    expect(await steer.getAttribute("aria-disabled")).toBe("true");
-    await steer.click({ force: true });
-    await page.locator(".toast", { hasText: "can’t steer" }).waitFor();
-    await page.press("#say", "Escape");
+  it("steers it: the sentence is finished, all of it stays, then the new message is answered", async () => {
+    const page = await tab({ model: "mirror/echo", engineOptions: "rate=20" });
+    await say(page, "Some words make a sentence, which is rather long. ".repeat(30).trim());
+    await someText(page, 20);
+    await page.fill("#say", "What did you say?");
+    await page.getByRole("button", { name: "Steer" }).click();
+    await until("it is answered", async () => (await turnsOf(page)).length === 2);
     await idle(page);
+    const [first, second] = await turnsOf(page);
+    expect(first?.finishReason).toBe(FinishReason.STEERED);
+    expect(first?.text.trim()).toMatch(/rather long\.$/);
+    expect(first?.text.length).toBeLessThan(1000);
+    expect(JSON.parse(second?.text ?? "")).toEqual([first?.text]);
+    expect(await shown(page, 0)).toBe(first?.text);
   });
 });
 

@@ -7,8 +7,7 @@ import { Icon } from "./icon.js";
 import { Queue } from "./timeline.js";
 
 const MOST_ROWS = 8;
-// Why there is a button that can't be used: the choice belongs to the three, and is to come.
-const STEER_REASON = "This server can’t steer a running answer yet; redirect it, or say it after this.";
+const STEERING = "At the end of its sentence or tool round, with all that it has said";
 
 export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): VNode {
   const [text, setText] = useState("");
@@ -96,18 +95,9 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
             <button type="button" onClick={() => say(Delivery.INTERRUPT)}>
               Redirect now <kbd>Ctrl ↵</kbd>
             </button>
-            <button
-              type="button"
-              aria-disabled="true"
-              aria-describedby="steer-why"
-              title={STEER_REASON}
-              onClick={() => chat.tell(STEER_REASON)}
-            >
+            <button type="button" title={STEERING} onClick={() => say(Delivery.STEER)}>
               Steer
             </button>
-            <span id="steer-why" class="unseen">
-              {STEER_REASON}
-            </span>
           </div>
         ) : (
           <p id="keys" class="keys">
