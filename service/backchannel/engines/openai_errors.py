@@ -189,12 +189,16 @@ class Blame:
                 detail=detail,
             )
         if status < 300:
-            return self.not_an_api(f"status {status}")
+            if prompt is not None and said.something:
+                return self._gave_up(said, prompt)
+            return self.not_an_api("JSON" if response.body else f"status {status}")
         return self._refusal(status, said, prompt)
 
     def of_answer(self, error: object, prompt: Prompt) -> BackchannelError:
         """Why an upstream gave up an answer that it had begun."""
-        said = _Said.of(error)
+        return self._gave_up(_Said.of(error), prompt)
+
+    def _gave_up(self, said: _Said, prompt: Prompt) -> BackchannelError:
         if too_long := self._too_long(said):
             return too_long
         if said.code in ("rate_limit_exceeded", "429"):
@@ -322,6 +326,11 @@ class _Said:
             _name(error.get("code")),
             more,
         )
+
+    @property
+    def something(self) -> bool:
+        """Whether it says anything."""
+        return bool(self.message or self.kind or self.code)
 
     def words(self, prompt: Prompt | None) -> str:
         """Its message on one line, unless it quotes what was asked."""

@@ -175,17 +175,20 @@ class Upstream:
         except openai.APIConnectionError as error:
             raise self.blame.of_exception(error) from None
         try:
-            self._check_type(response.headers)
+            await self._check_type(response.http_response)
             yield response.http_response.aiter_raw()
         finally:
             await create.__aexit__(None, None, None)
 
-    def _check_type(self, headers: Mapping[str, str]) -> None:
+    async def _check_type(self, response: Any) -> None:
+        headers = response.headers
         kind = headers.get("content-type", "").partition(";")[0].strip().lower()
         if headers.get("content-encoding", "identity").lower() != "identity":
             raise self.blame.unreadable("compressed bytes, which were not asked for")
         if kind == "text/html":
             raise self.blame.not_an_api("a web page")
+        if kind == "application/json":  # Most likely an error; some give those no status.
+            raise UpstreamResponse(200, dict(headers), await _beginning(response))
         if kind != "text/event-stream":
             word = kind[:64] if kind.isascii() and kind.isprintable() else ""
             raise self.blame.not_an_api(word or "something without a type")
@@ -272,11 +275,18 @@ async def _only_success(response: Any) -> None:
         return
     body = b""
     if response.headers.get("content-encoding", "identity").lower() == "identity":
-        async for piece in response.aiter_raw():
-            body = (body + piece)[:_ERROR_BYTES]
-            if len(body) == _ERROR_BYTES:
-                break
+        body = await _beginning(response)
     raise UpstreamResponse(response.status_code, dict(response.headers), body)
+
+
+async def _beginning(response: Any) -> bytes:
+    """As much of a body as an error may have."""
+    body = b""
+    async for piece in response.aiter_raw():
+        body += piece
+        if len(body) >= _ERROR_BYTES:
+            break
+    return body[:_ERROR_BYTES]
 
 
 def _entries(told: Any) -> dict[str, Mapping[str, Any]]:

@@ -162,6 +162,9 @@ async def test_an_error_without_end_is_read_to_a_bound(upstream: HostileUpstream
     [
         ("text/html; charset=utf-8", b"<html>Welcome!</html>", "NOT_AN_API"),
         ("application/json", b'{"choices": []}', "NOT_AN_API"),
+        ("application/json", b'{"error": {"message": "Out of memory"}}', "FAILED"),
+        ("application/json", b'{"error": {"code": 400, "message": "No."}}', "REFUSED"),
+        ("application/json", b"", "NOT_AN_API"),
         ("text/plain", b"data: [DONE]\n\n", "NOT_AN_API"),
         ("text/event-stream", b"data: {not JSON}\n\n", "UNREADABLE"),
         ("text/event-stream", b"data: [1, 2]\n\n", "UNREADABLE"),
