@@ -377,8 +377,8 @@ class SmgEngine:
         """
         self.check(prompt)
         model = self._upstream.model
-        if self._upstream.problem is not None:
-            raise self._upstream.problem
+        if (problem := self._upstream.problem) is not None:
+            raise problem.with_traceback(None)  # It is raised again and again.
         if model is None:
             raise unavailable(self._name, "its server has not been there yet; try again later")
         generation = SmgGeneration(prompt, self._upstream, model, self._config, self._live.discard)
