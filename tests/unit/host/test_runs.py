@@ -435,6 +435,7 @@ async def test_a_stop_between_two_targets_ends_the_search() -> None:
         first.started[0].go_on.set()
         await stream.until("turn_finished")
         assert ending(stream).finish_reason == session_pb2.FINISH_REASON_INTERRUPTED
+        assert ending(stream).usage.estimated  # Nobody knows what the first one computed.
         assert second.started == []
         stream.close()
 
@@ -466,6 +467,24 @@ async def test_what_is_busy_is_passed_over_and_one_that_may_not_wait_at_once() -
         for stream in streams:
             await stream.until("output_delta")
         assert (len(first.started), len(second.started)) == (1, 1)
+        for stream in streams:
+            stream.close()
+
+
+async def test_there_is_room_until_every_target_is_full() -> None:
+    limits = {name: {"max_parallel": 1, "max_waiting": 0} for name in ("first", "second")}
+    async with at_desks([Desk("first"), Desk("second")], limits) as run:
+        runner = run.host._resources.runner
+        streams = []
+        for _ in range(2):
+            runner.check_room("any")
+            streams.append(await ask(run, "any"))
+            await streams[-1].until("output_delta")
+        with pytest.raises(BackchannelError, match="first/one: 1 generations run") as refused:
+            runner.check_room("any")
+        assert refused.value.reason is Reason.ENGINE_BUSY
+        assert refused.value.retry_after_s
+        runner.check_room("scripted/echo")
         for stream in streams:
             stream.close()
 
