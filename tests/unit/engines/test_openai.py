@@ -390,6 +390,48 @@ async def test_what_can_never_serve_is_told_at_the_start(
     assert upstream.base_url in caught.value.message
 
 
+async def test_several_upstreams_by_name(upstream: HostileUpstream) -> None:
+    async with HostileUpstream() as other:
+        other.will(says("I am the other."))
+        engines = {
+            name: {"adapter": "openai", "base_url": where.base_url}
+            for name, where in (("one", upstream), ("two", other))
+        }
+        async with EngineRegistry(engines) as registry:
+            texts = []
+            for name in ("one/m", "two/m"):
+                target = registry.resolve(name)
+                assert target.engine.name == name.partition("/")[0]
+                texts.append((await collect(target.engine.start(PROMPT))).text)
+    assert texts == ["Hello there.", "I am the other."]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        (Prompt("m", "", [], [CALCULATOR]), "tools"),
+        (Prompt("m", "", [], sampling=session_pb2.Sampling(logprobs=0)), "sampling.logprobs"),
+        (
+            Prompt("m", "", [], response_format=session_pb2.ResponseFormat(json_schema="{}")),
+            "response_format.json_schema",
+        ),
+        (
+            Prompt("m", "", [], response_format=session_pb2.ResponseFormat(grammar="x")),
+            "response_format.grammar",
+        ),
+        (Prompt("m", "", [], continue_text="Once"), "continue_text"),
+    ],
+)
+async def test_what_the_settings_say_it_cannot_is_refused(
+    upstream: HostileUpstream, prompt: Prompt, field: str
+) -> None:
+    async with opened(upstream, capabilities=["seed"]) as engine:
+        with pytest.raises(BackchannelError) as caught:
+            engine.check(prompt)
+    assert caught.value.reason is Reason.CAPABILITY_MISSING
+    assert caught.value.field == field
+
+
 # --- tools
 
 
