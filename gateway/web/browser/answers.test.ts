@@ -11,6 +11,7 @@ import {
   shown,
   someText,
   stopAndLook,
+  stopOnceWhole,
   tab,
   toldNext,
   turnsOf,
@@ -94,8 +95,7 @@ describe("an answer", () => {
   it("that had come whole before the stop is cut back to what was on the screen", async () => {
     const page = await tab({ model: "mirror/count", maxTokens: "600" });
     await say(page, "count");
-    await someText(page, 10);
-    const seen = await stopAndLook(page);
+    const seen = await stopOnceWhole(page);
     await idle(page);
     const [turn] = await turnsOf(page);
     expect(turn?.finishReason).toBe(FinishReason.STOP);

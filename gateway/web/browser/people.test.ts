@@ -102,8 +102,8 @@ describe("whoever uses it", () => {
   it.each(["light", "dark"] as const)("can read all of it in the %s theme", async (theme) => {
     const page = await tab({ model: "mirror/tools", theme, tools: ["calculator", "timer"], engineOptions: "rate=30" });
     expect(await tooFaint(page)).toEqual([]);
-    await say(page, "3");
-    await page.locator('[data-testid=call][data-state="open"]').waitFor();
+    await say(page, "30");
+    await page.locator('[data-testid=call][data-state="open"]').first().waitFor();
     expect(await tooFaint(page)).toEqual([]);
     await page.getByLabel("Tool call: timer").getByRole("button", { name: "Cancel" }).click();
     await idle(page);

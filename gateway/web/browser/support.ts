@@ -134,3 +134,24 @@ export async function stopAndLook(page: Page): Promise<string> {
   await page.press("#say", "Escape");
   return page.evaluate(() => document.body.dataset["seen"] ?? "");
 }
+
+/** Presses Escape as soon as the answer has come whole, while it is still being painted. */
+export function stopOnceWhole(page: Page): Promise<string> {
+  return page.evaluate(
+    () =>
+      new Promise<string>((resolve) => {
+        const look = (): void => {
+          const turn = document.querySelector("article.turn:last-of-type");
+          const seen = [...(turn?.querySelectorAll(".markdown p") ?? [])].map((part) => part.textContent).join("");
+          if (turn?.getAttribute("aria-busy") === "false" && seen !== "") {
+            dispatchEvent(new KeyboardEvent("keydown", { key: "Escape", cancelable: true }));
+            resolve(seen);
+          } else {
+            // In a task of its own, as a key is: between two frames, not within one.
+            setTimeout(look);
+          }
+        };
+        look();
+      }),
+  );
+}
