@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 from collections import Counter
@@ -20,6 +21,7 @@ from tests.scale import scale
 from tests.support.interrupts import Meter, Phase, Question, Sample, Subject, strike
 from tests.support.llama_peer import KEY, PARALLEL, LlamaPeer, llama_peer
 from tests.support.server import config, connected
+from tests.support.smg_peer import SmgPeer
 from tests.unit.engines.test_llama import decodes
 
 COUNT = scale(50, 1000)
@@ -162,6 +164,43 @@ async def openai_subject(peer: LlamaPeer) -> AsyncIterator[tuple[Server, Subject
         )
 
 
+@asynccontextmanager
+async def smg_subject(peer: SmgPeer) -> AsyncIterator[tuple[Server, Subject]]:
+    options = {"vllm": {"adapter": "smg", "target": peer.target, "max_parallel": 2}}
+    async with Server(config(engine=("vllm",), engine_options=options)) as server:
+        engine = server.engines.resolve("vllm/small")[0]
+
+        async def busy() -> int:
+            return len(peer.running)
+
+        def question(**script: object) -> Question:
+            return Question({"model": "vllm/small", "tools": [LOOK]}, json.dumps(script))
+
+        arguments = json.dumps({"input": "word " * 30})
+        say = f'<tool_call>\n{{"name": "look", "arguments": {arguments}}}\n</tool_call>'
+        count, call = question(count=3500), question(say=say, then={"wait": True})
+        yield (
+            server,
+            Subject(
+                questions={
+                    Phase.QUEUED: count,
+                    Phase.PREFILL: question(wait=True),
+                    Phase.FIRST_TOKEN: count,
+                    Phase.MID_STREAM: count,
+                    Phase.TOOL_ARGUMENTS: call,
+                    Phase.TOOL_WAIT: call,
+                    Phase.BETWEEN_ROUNDS: call,
+                },
+                company=count,
+                places=2,
+                next={"sampling": {"max_tokens": 4}},
+                busy=busy,
+                meter=Meter(engine),
+                jitter_s=0.005,
+            ),
+        )
+
+
 # --- what must be true -----------------------------------------------------------------------
 
 
@@ -272,3 +311,16 @@ async def test_openai(
         async with openai_subject(peer) as (server, subject), connected(server.address) as client:
             samples = await strike(subject, client, COUNT, seed)
     told(samples, seed, record_property)
+
+
+@pytest.mark.timeout(120 + 10 * COUNT)
+async def test_smg(seed: int, record_property: Callable[[str, object], None]) -> None:
+    """In front of a server that speaks vLLM's gRPC, at 300 tokens a second."""
+    async with (
+        SmgPeer(step_s=1 / 300).serve() as peer,
+        smg_subject(peer) as (server, subject),
+        connected(server.address) as client,
+    ):
+        samples = await strike(subject, client, COUNT, seed)
+    wasted = told(samples, seed, record_property)
+    assert percentiles(wasted)[0] <= 1

@@ -1,6 +1,6 @@
 """A server that speaks vLLM's gRPC, with a real tokenizer and a model that does what it is told.
 
-The last user message is the script, a JSON object; the model does what it says:
+The last user message is the script, a JSON object on a line; the model does what it says:
 
 * `say`: text to generate, then the token that ends an answer. A prompt that already has the
   beginning of it is gone on from.
@@ -11,6 +11,7 @@ The last user message is the script, a JSON object; the model does what it says:
   aborted; end without an end; cancel the call; fail with the status in `status`; end as aborted or
   failed.
 * `deaf`: do not heed an abort.
+* `then`: the script for the time when the results of tools are there.
 
 As with vLLM, a call that is dropped is computed on: nothing but `Abort` ends it.
 """
@@ -336,11 +337,17 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
         text = self.tokenizer.decode(prompt, skip_special_tokens=False)
         before, _, begun = text.rpartition("<|im_start|>assistant\n")
         users = [part.partition("<|im_end|>")[0] for part in before.split("<|im_start|>user\n")[1:]]
-        for said in reversed(users):
-            if said.startswith("{"):
-                script: dict[str, Any] = json.loads(said)
-                return script, begun.removeprefix("<think>\n").removeprefix("\n</think>\n\n")
-        return {"say": "What?"}, begun
+        answered = False
+        while users and users[-1].startswith("<tool_response>"):
+            users.pop()
+            answered = True
+        script: dict[str, Any] = {"say": "What?"}
+        # Messages that follow each other come as one, a line each.
+        if users and (last := users[-1].split("\n")[-1]).startswith("{"):
+            script = json.loads(last)
+        if answered:
+            script = script.get("then", {"say": "Done."})
+        return script, begun.removeprefix("<think>\n").removeprefix("\n</think>\n\n")
 
     def _tokens(self, script: dict[str, Any], begun: str) -> list[int]:
         if "tokens" in script:
