@@ -119,9 +119,9 @@ async def _probe(late: list[float]) -> None:
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + EVERY_S
-        turn: asyncio.Future[None] = loop.create_future()
-        loop.call_at(due, turn.set_result, None)
-        await turn
+        turn = asyncio.Event()
+        loop.call_at(due, turn.set)
+        await turn.wait()
         late.append(loop.time() - due)
 
 
