@@ -204,7 +204,7 @@ class SmgGeneration:
                 self._wake.set()
             if step.finish:
                 self._confirmed = True
-            if stream.cut and self._aborting is None and not step.finish:
+            if stream.cut and not step.finish:
                 self._abort()
             if not self._unwanted():
                 await self._taken()
@@ -226,8 +226,8 @@ class SmgGeneration:
             self._limit.reschedule(_now() + self._config.token_timeout_s)
 
     def _abort(self) -> None:
-        """Send the abort and allow for its confirmation."""
-        if self._limit is not None:
+        """Send the abort and allow for its confirmation, unless that is done or too late."""
+        if self._aborting is None and self._limit is not None and not self._limit.expired():
             self._limit.reschedule(_now() + self._config.abort_timeout_s)
             self._aborting = asyncio.create_task(self._abort_until_over(), name="abort")
 

@@ -271,6 +271,35 @@ async def test_a_stop_string_stops_the_server() -> None:
     assert len(peer.aborted) >= 1
 
 
+async def test_a_stop_while_a_stop_string_stops_the_server() -> None:
+    peer = SmgPeer()
+    async with opened(peer, abort_timeout_s=0.2) as engine:
+        sampling = session_pb2.Sampling(stop=["word word"])
+        generation = engine.start(ask(script(count=3000, deaf=True), sampling=sampling))
+        taking = asyncio.ensure_future(collect_rest(generation))
+        while generation._aborting is None:  # noqa: ASYNC110 - it has no event
+            await asyncio.sleep(0)
+        first = generation._aborting
+        generation.stop()
+        assert generation._aborting is first
+        run = await taking
+        assert first.done()
+    assert run.end.cause is StopCause.STOPPED
+    assert not run.end.usage.exact
+
+
+async def test_a_stop_when_the_time_has_just_run_out() -> None:
+    async with opened(SmgPeer(), token_timeout_s=0.1) as engine:
+        generation = engine.start(ask(script(count=10, stall=4)))
+        taking = asyncio.ensure_future(collect_rest(generation))
+        while generation._limit is None or not generation._limit.expired():  # noqa: ASYNC110
+            await asyncio.sleep(0)
+        generation.stop()
+        run = await taking
+    assert run.end.cause is StopCause.STOPPED
+    assert run.end.usage.output_tokens == 4
+
+
 async def test_a_json_schema_and_a_grammar_reach_the_servers_constraint() -> None:
     peer = SmgPeer()
     schema = session_pb2.ResponseFormat(json_schema='{"type": "object"}')
