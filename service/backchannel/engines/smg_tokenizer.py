@@ -58,7 +58,9 @@ class ModelTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """The tokens of a text, which names its control tokens itself. Slow for a long one."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        # Unlike `encode` this leaves the interpreter to others while it works.
+        (encoding,) = self._tokenizer.encode_batch_fast([text], add_special_tokens=False)
+        return encoding.ids
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of tokens; half a character is U+FFFD."""

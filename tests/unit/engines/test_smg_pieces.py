@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 import hashlib
 import io
 import json
 import random
+import time
 import zipfile
 from pathlib import Path
 
@@ -294,6 +296,20 @@ def test_characters_of_byte_tokens_are_not_split() -> None:
     ids = [3, *(8 + byte for byte in "世é".encode()), 4]
     pieces = said(tokenizer, ids)
     assert pieces == ["Hello", "", "", "世", "", "é", " world", ""]
+
+
+async def test_the_event_loop_runs_on_while_a_long_text_is_made_into_tokens() -> None:
+    tokenizer = model_tokenizer(small_tokenizer())
+    begin = last = time.perf_counter()
+    longest = 0.0
+    encoding = asyncio.ensure_future(
+        asyncio.to_thread(tokenizer.encode, "a word or two. " * 20_000)
+    )
+    while not encoding.done():
+        await asyncio.sleep(0)
+        now = time.perf_counter()
+        longest, last = max(longest, now - last), now
+    assert longest < (last - begin) / 2, "nothing else could run"
 
 
 def test_what_ends_an_answer_is_said_in_several_files() -> None:
