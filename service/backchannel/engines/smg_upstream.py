@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -61,6 +61,7 @@ class LoadedModel:
         stop_ids: The tokens that end an answer.
         calls_tools: Whether it can be told of tools, and its calls be read.
         thinks: The tags around its reasoning; None if it has none.
+        sha256: Of the archive that tokenizer and template came in; empty for a folder.
     """
 
     facts: Facts
@@ -69,6 +70,7 @@ class LoadedModel:
     stop_ids: frozenset[int]
     calls_tools: bool
     thinks: tuple[str, str] | None
+    sha256: str
 
 
 class Upstream:
@@ -218,7 +220,13 @@ class Upstream:
                 files = await asyncio.to_thread(TokenizerFiles.of_folder, Path(config.tokenizer))
             else:
                 files = await self._fetch()
-            self._model = await asyncio.to_thread(_load, config, facts, files)
+            known = self._model
+            if known is not None and files.sha256 and files.sha256 == known.sha256:
+                # To read a large vocabulary holds up everything else, so not without need.
+                stop_ids = facts.stop_ids | known.tokenizer.stop_ids
+                self._model = replace(known, facts=facts, stop_ids=stop_ids)
+            else:
+                self._model = await asyncio.to_thread(_load, config, facts, files)
         except grpc.aio.AioRpcError as error:
             raise self.blame.of(error) from None
         except (BadFilesError, OSError, UnicodeDecodeError) as error:
@@ -267,4 +275,5 @@ def _load(config: SmgConfig, facts: Facts, files: TokenizerFiles) -> LoadedModel
         facts.stop_ids | tokenizer.stop_ids,
         template.takes_tools and writes_calls,
         thinks,
+        files.sha256,
     )

@@ -219,18 +219,28 @@ async def until_refused(engine: SmgEngine, reason: Reason) -> None:
         await asyncio.sleep(0.001)
 
 
-async def test_a_server_that_comes_back_with_another_model() -> None:
-    first, second = SmgPeer(), SmgPeer(context_tokens=1000)
+@pytest.mark.parametrize("same", [True, False])
+async def test_a_server_that_comes_back_may_have_another_model(same: bool) -> None:
+    peer = SmgPeer()
     async with contextlib.AsyncExitStack() as server:
-        await server.enter_async_context(first.serve())
-        async with create("vllm", {"target": first.target, "refresh_s": 0.02}) as engine:
+        await server.enter_async_context(peer.serve())
+        async with create("vllm", {"target": peer.target, "refresh_s": 0.02}) as engine:
             assert engine.models()[0].max_context_tokens == 4096
+            before = engine._upstream.model
             await server.aclose()
             await until_refused(engine, Reason.UPSTREAM_UNREACHABLE)
-            async with second.serve(first.port):
+            peer.context_tokens = 1000
+            if not same:
+                peer.bundle = archive(tokenizer_files(peer.tokenizer, "another"))
+            async with peer.serve(peer.port):
                 while engine._upstream.problem is not None:  # noqa: ASYNC110 - it has no event
                     await asyncio.sleep(0.001)
                 assert engine.models()[0].max_context_tokens == 1000
+                after = engine._upstream.model
+    assert before is not None
+    assert after is not None
+    assert (after.template is before.template) == same
+    assert (after.tokenizer is before.tokenizer) == same
 
 
 @pytest.mark.parametrize(
