@@ -159,7 +159,10 @@ class LiveSession:
         return self._input(partial(self._core.accept, frame, judge=self._judge))
 
     def _judge(self, message: session_pb2.UserMessage) -> None:
-        check_message(self._resources.runner.engines, self._core.state.config, message)
+        runner, state = self._resources.runner, self._core.state
+        check_message(runner.engines, state.config, message)
+        if state.running is None and not state.queue:  # Its turn starts at once.
+            runner.check_room(state.config.model)
 
     async def view(self) -> session_pb2.Session:
         """The session, as committed."""

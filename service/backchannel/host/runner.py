@@ -127,7 +127,7 @@ class EngineRun:
         limit_ns = clock.now_ns() + round(self._runner.stop_limit_s * SECOND_NS)
         self._limit = clock.call_at(limit_ns, self._drop)
 
-    def hold(self, on: bool) -> None:  # noqa: FBT001 - a switch
+    def hold(self, on: bool) -> None:
         """Take nothing more from the engine for now, or go on.
 
         An engine that works as it is read waits with us; one that does not (most, over a network or

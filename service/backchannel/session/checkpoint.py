@@ -16,6 +16,7 @@ from typing import Any, Final, TypeVar
 from zlib import crc32
 
 from google.protobuf.message import DecodeError, Message
+from google.rpc.status_pb2 import Status
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session.configuration import SECOND_NS
@@ -107,9 +108,10 @@ def _load_deferred(record: list[Any]) -> Deferred:
 
 def _dump_turn(turn: Turn) -> dict[str, Any]:
     return {
-        # Most turns have neither.
+        # Most turns have none of these.
         **({"told": [_dump_deferred(ended) for ended in turn.told]} if turn.told else {}),
         **({"dropped": True} if turn.dropped else {}),
+        **({"error": _pack(turn.error)} if turn.error is not None else {}),
         "turn_id": turn.turn_id,
         "frame_ids": turn.frame_ids,
         "inputs": [_pack(message) for message in turn.inputs],
@@ -221,6 +223,7 @@ def _load_turn(record: dict[str, Any]) -> Turn:
         ],
         told=[_load_deferred(ended) for ended in record.get("told", ())],
         dropped=record.get("dropped", False),
+        error=_unpack(Status, record["error"]) if "error" in record else None,
         calls=calls,
         rounds=rounds,
         delivered_tokens=record["delivered_tokens"],

@@ -380,6 +380,7 @@ class SessionState:
         turn.usage = session_pb2.Usage()
         turn.usage.CopyFrom(finished.usage)
         turn.timing = finished.timing if finished.HasField("timing") else None
+        turn.error = finished.error if finished.HasField("error") else None
         total, usage = self.total_usage, finished.usage
         total.prompt_tokens += usage.prompt_tokens
         total.cached_prompt_tokens += usage.cached_prompt_tokens

@@ -11,6 +11,8 @@ from bisect import bisect_right
 from dataclasses import dataclass, field
 from typing import Final
 
+from google.rpc.status_pb2 import Status
+
 from backchannel.v1 import event_pb2, session_pb2
 
 TEXT: Final = event_pb2.CHANNEL_TEXT
@@ -174,6 +176,7 @@ class Turn:
     finish_reason: session_pb2.FinishReason.ValueType = session_pb2.FINISH_REASON_UNSPECIFIED
     usage: session_pb2.Usage | None = None
     timing: session_pb2.Timing | None = None
+    error: Status | None = None
 
     @property
     def text(self) -> str:

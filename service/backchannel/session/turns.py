@@ -44,6 +44,18 @@ _WITHOUT_RESULT: Final = (
     session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT,
     session_pb2.TOOL_CALL_OUTCOME_UNKNOWN,
 )
+# Failures before anything was computed, so that nothing about the bill is uncertain.
+_NOTHING_COMPUTED: Final = (
+    Reason.PROMPT_TOO_LONG,
+    Reason.ENGINE_BUSY,
+    Reason.MODEL_NOT_FOUND,
+    Reason.CAPABILITY_MISSING,
+    Reason.FIELD_INVALID,
+    Reason.UPSTREAM_UNREACHABLE,
+    Reason.UPSTREAM_UNAUTHORIZED,
+    Reason.UPSTREAM_RATE_LIMITED,
+    Reason.UPSTREAM_REFUSED,
+)
 # Endings that leave open calls alone: one has closed those that are to be, the other goes on.
 _CALLS_STAY: Final = (session_pb2.FINISH_REASON_INTERRUPTED, session_pb2.FINISH_REASON_STEERED)
 # A turn that takes its process down with it must not do so for ever.
@@ -460,7 +472,8 @@ class Turns:
             self._ask(self._state.turns[-1], run.round, continued=run.continued)
             return
         owner.bill.wasted += run.wasted
-        owner.bill.estimated = True
+        if run.delivered or run.wasted or error.reason not in _NOTHING_COMPUTED:
+            owner.bill.estimated = True
         if owner.stop is not None:
             self.finish(owner.stop.reason, owner.stop.error)
         else:

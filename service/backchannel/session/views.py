@@ -51,6 +51,7 @@ def turn_view(turn: Turn) -> session_pb2.Turn:
         frame_id=turn.frame_ids[0] if turn.frame_ids else "",
         input=turn.inputs[0] if turn.inputs else None,
         further_inputs=turn.inputs[1:],
+        error=turn.error,
         call_ids=[ended.call_id for ended in turn.told],
         text=turn.text,
         reasoning=turn.reasoning,

@@ -19,6 +19,7 @@ from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
+from google.rpc import status_pb2 as _status_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -1242,6 +1243,7 @@ class Turn(_message.Message):
     TIMING_FIELD_NUMBER: _builtins.int
     FURTHER_INPUTS_FIELD_NUMBER: _builtins.int
     CALL_IDS_FIELD_NUMBER: _builtins.int
+    ERROR_FIELD_NUMBER: _builtins.int
     turn_id: _builtins.str
     frame_id: _builtins.str
     """The frame of the message that it answers. Empty if that frame had no id."""
@@ -1273,6 +1275,10 @@ class Turn(_message.Message):
     def call_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """As in its TurnStarted."""
 
+    @_builtins.property
+    def error(self) -> _status_pb2.Status:
+        """As in its TurnFinished."""
+
     def __init__(
         self,
         *,
@@ -1288,10 +1294,11 @@ class Turn(_message.Message):
         timing: Global___Timing | None = ...,
         further_inputs: _abc.Iterable[Global___UserMessage] | None = ...,
         call_ids: _abc.Iterable[_builtins.str] | None = ...,
+        error: _status_pb2.Status | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "input", b"input", "timing", b"timing", "usage", b"usage"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_ids", b"call_ids", "finish_reason", b"finish_reason", "frame_id", b"frame_id", "further_inputs", b"further_inputs", "input", b"input", "kept_chars", b"kept_chars", "reasoning", b"reasoning", "text", b"text", "timing", b"timing", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call_ids", b"call_ids", "error", b"error", "finish_reason", b"finish_reason", "frame_id", b"frame_id", "further_inputs", b"further_inputs", "input", b"input", "kept_chars", b"kept_chars", "reasoning", b"reasoning", "text", b"text", "timing", b"timing", "tool_calls", b"tool_calls", "turn_id", b"turn_id", "usage", b"usage"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

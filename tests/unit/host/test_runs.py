@@ -213,12 +213,19 @@ async def test_a_run_that_is_stopped_while_it_waits_leaves_at_once() -> None:
             stream.close()
 
 
-async def test_one_too_many_ends_its_turn_with_busy() -> None:
+async def test_one_too_many_is_refused_before_it_is_in_the_log() -> None:
     async with at_the_desk(1, HostConfig(max_waiting_runs=1)) as (run, _):
-        streams = [await ask(run) for _ in range(3)]
-        await streams[2].until("turn_finished")
-        assert ending(streams[2]).finish_reason == session_pb2.FINISH_REASON_ERROR
-        assert reason_of(ending(streams[2]).error) == Reason.ENGINE_BUSY
+        streams = [await ask(run) for _ in range(2)]
+        live = (await run.create("desk/one")).live
+        receipt = await live.send(say(frame_id="f"))
+        assert receipt.status == frame_pb2.RECEIPT_STATUS_REJECTED
+        assert reason_of(receipt.error) == Reason.ENGINE_BUSY
+        assert retry_after_s(receipt.error)
+        assert (await live.view()).last_seq == 1
+        # Nothing is remembered of it: the same frame is taken when there is room.
+        stop(streams[0])
+        await streams[0].until("turn_finished")
+        assert (await live.send(say(frame_id="f"))).status == frame_pb2.RECEIPT_STATUS_ACCEPTED
         for stream in streams:
             stream.close()
 

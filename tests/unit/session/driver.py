@@ -443,6 +443,9 @@ def durable(state: SessionState) -> dict[str, Any]:
             for one in state.queue
         ],
         "calls": list(state.calls),
+        "open": list(state.open),
+        "deferred": [str(one) for one in state.deferred],
+        "history_dropped": state.history_dropped,
         "frames": {
             frame_id: (one.digest.hex(), one.seq, one.turn_id, one.time_ns, one.rank)
             for frame_id, one in state.frames.applied()
@@ -473,6 +476,8 @@ def _durable_turn(turn: Turn) -> dict[str, Any]:
                 call.outcome,
                 str(call.result),
                 call.late_results,
+                call.awaited,
+                call.told_later,
             )
             for call in turn.calls
         ],
@@ -480,5 +485,6 @@ def _durable_turn(turn: Turn) -> dict[str, Any]:
         "delivered": turn.delivered_tokens,
         "kept": (turn.kept_chars, turn.kept_reasoning_chars),
         "recoveries": turn.recoveries if turn.usage is None else 0,
-        "end": (turn.finish_reason, str(turn.usage)),
+        "end": (turn.finish_reason, str(turn.usage), str(turn.error)),
+        "past": ([one.call_id for one in turn.told], turn.dropped),
     }
