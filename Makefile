@@ -12,6 +12,8 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet
 # Passed to what a target runs: make run ARGS='--engine scripted', make test ARGS='-k resume'.
 ARGS ?=
+# Much of a test is waiting: a process more than there are cores, but no more than four.
+PROCESSES ?= $(shell python3 -c 'import os; print(min(4, (os.cpu_count() or 2) + 1))')
 
 # Folders that come with later work are checked as soon as they are there.
 CODE := $(wildcard service gateway/backchannel_gateway tests bench scripts)
@@ -26,7 +28,7 @@ run: .venv/.runtime ## start the service in the foreground (ARGS='--help' shows 
 
 test: .venv/.dev ## run all tests, installing what they need where that is possible (ARGS='-k name')
 	@$(PY) scripts/tools.py
-	@$(PY) -m pytest $(ARGS)
+	@$(PY) -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: .venv/.dev ## check style, types, arrows between packages, the contract and the stubs
 	.venv/bin/ruff check $(CODE)

@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Generator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -36,6 +37,9 @@ settings.load_profile("full" if full() else "small")
 # Under CI whatever is left out is a failure: a green run has run everything.
 CI = os.environ.get("CI", "") not in ("", "0", "false")
 
+# Files that take longest, in seconds of waiting rather than of work.
+LONG = frozenset({"test_page.py", "test_proxies.py", "test_build.py", "test_probe_reach.py"})
+
 # (what lacks, why, remedy) → how many tests it left out.
 LEFT_OUT = pytest.StashKey[Counter[tuple[str, str, str]]]()
 
@@ -55,7 +59,11 @@ def lacking(item: pytest.Item) -> str | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out the tests whose tools lack; under CI keep them, to fail."""
+    """Leave out the tests whose tools lack (under CI keep them, to fail); long files first.
+
+    Where several processes share the work by files, a long one begun last is waited for.
+    """
+    items.sort(key=lambda item: item.path.name not in LONG)
     if CI:
         return
     kept, dropped = [], []
@@ -113,6 +121,21 @@ def pytest_make_collect_report(
     report = yield
     judge_skip(collector.config, report, collector.nodeid)
     return report
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that prints what this one has left out, where several share the work."""
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["left_out"] = [(*row, n) for row, n in session.config.stash[LEFT_OUT].items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take it in. Each of them leaves out the same tests, but skips only those that it ran."""
+    for *row, count in getattr(node, "workeroutput", {}).get("left_out", ()):
+        kept = node.config.stash[LEFT_OUT]
+        kept[tuple(row)] = max(kept[tuple(row)], count)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
