@@ -5,6 +5,7 @@ For tests, for trying things out, and for services whose conversations may end w
 
 from __future__ import annotations
 
+import asyncio
 import heapq
 from bisect import bisect_left
 from collections.abc import Sequence
@@ -14,11 +15,14 @@ from typing import Final, Self
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.log.protocol import (
+    LIST_BYTES,
     Append,
     AppendConflictError,
     Checkpoint,
+    Excess,
     Head,
     Listed,
+    Origin,
     Retention,
     Stored,
     Survival,
@@ -32,12 +36,15 @@ MAX_TOMBSTONES: Final = 100_000
 # What a session and an event cost beside their bytes, roughly, in CPython.
 _SESSION_BYTES: Final = 1024
 _EVENT_BYTES: Final = 80
+# Sessions looked at by `excess` before others get their turn.
+_SLICE: Final = 1000
 
 
 @dataclass(slots=True)
 class _Session:
     head: Head
     update_time_ns: int
+    origin: Origin
     events: list[bytes] = field(default_factory=list)
     times_ns: list[int] = field(default_factory=list)
     trimmed_seq: int = 0
@@ -54,6 +61,7 @@ class _Session:
         return (
             _SESSION_BYTES
             + len(self.head.session)
+            + len(self.origin.session)
             + state
             + self.event_bytes
             + _EVENT_BYTES * len(self.events)
@@ -95,7 +103,7 @@ class MemoryLog:
             if session is None:
                 # `_check` has seen to it that there is a head.
                 assert append.head is not None  # noqa: S101 - for the type checker
-                session = _Session(append.head, append.time_ns)
+                session = _Session(append.head, append.time_ns, append.origin or Origin())
                 self._sessions[append.session_id] = session
                 self._tombstones.pop(append.session_id, None)
                 self._bytes += session.bytes
@@ -127,7 +135,7 @@ class MemoryLog:
                     raise AppendConflictError(session_id, "the session exists already")
                 if self._tombstones.get(session_id, 0) > append.time_ns:
                     raise AppendConflictError(session_id, "the session's id is retired")
-                size += _SESSION_BYTES
+                size += _SESSION_BYTES + len(append.origin.session if append.origin else b"")
             elif last_seq is None:
                 raise AppendConflictError(session_id, "there is no such session")
             elif append.first_seq != last_seq + 1:
@@ -197,7 +205,9 @@ class MemoryLog:
 
     async def trimmable_seq(self, session_id: str, retention: Retention, now_ns: int) -> int:
         """See `Log.trimmable_seq`."""
-        session = self._session(session_id)
+        return self._trimmable_seq(self._session(session_id), retention, now_ns)
+
+    def _trimmable_seq(self, session: _Session, retention: Retention, now_ns: int) -> int:
         oldest_ns = now_ns - round(retention.max_age_s * 1e9)
         gone = max(
             bisect_left(session.times_ns, oldest_ns), len(session.events) - retention.max_events
@@ -209,6 +219,18 @@ class MemoryLog:
             kept_bytes -= len(event)
             gone = max(gone, index + 1)
         return session.trimmed_seq + gone if gone > 0 else 0
+
+    async def excess(self, retention: Retention, now_ns: int, since_ns: int) -> Sequence[Excess]:
+        """See `Log.excess`."""
+        found = []
+        for place, (session_id, session) in enumerate(list(self._sessions.items())):
+            if place % _SLICE == _SLICE - 1:
+                await asyncio.sleep(0)
+            seq = self._trimmable_seq(session, retention, now_ns)
+            if seq:
+                saved = session.checkpoint.seq if session.checkpoint is not None else 0
+                found.append(Excess(session_id, seq, saved))
+        return found
 
     async def trim(self, session_id: str, up_to_seq: int) -> int:
         """See `Log.trim`."""
@@ -257,17 +279,31 @@ class MemoryLog:
             if until_ns > now_ns
         }
 
-    async def list(self, *, before: tuple[int, str] | None, limit: int) -> Sequence[Listed]:
+    async def list(
+        self,
+        *,
+        before: tuple[int, str] | None,
+        limit: int,
+        labels: Sequence[tuple[str, str]] = (),
+        max_bytes: int = LIST_BYTES,
+    ) -> Sequence[Listed]:
         """See `Log.list`."""
         places = (
-            (session.update_time_ns, session_id) for session_id, session in self._sessions.items()
+            (session.update_time_ns, session_id)
+            for session_id, session in self._sessions.items()
+            if (before is None or (session.update_time_ns, session_id) < before)
+            and all(session.origin.labels.get(key) == value for key, value in labels)
         )
-        if before is not None:
-            places = (place for place in places if place < before)
-        return [
-            Listed(session_id, update_time_ns, self._sessions[session_id].head)
-            for update_time_ns, session_id in heapq.nlargest(limit, places)
-        ]
+        lines: list[Listed] = []
+        size = 0
+        for update_time_ns, session_id in heapq.nlargest(limit, places):
+            session = self._sessions[session_id]
+            whole = session.origin.session + session.head.session
+            lines.append(Listed(session_id, update_time_ns, session.head, whole))
+            size += len(whole)
+            if size >= max_bytes:
+                break
+        return lines
 
     async def count(self) -> int:
         """See `Log.count`."""

@@ -20,13 +20,19 @@ Rules for a backend:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from types import TracebackType
-from typing import NamedTuple, Protocol, Self
+from typing import Final, NamedTuple, Protocol, Self
 
 from backchannel.errors import BackchannelError, Reason
+
+LIST_BYTES: Final = 1024 * 1024
+"""How much a page of a listing holds, roughly."""
+
+NEVER_NS: Final = 2**63 - 1
+"""A time that does not come, in Unix nanoseconds."""
 
 
 class Survival(StrEnum):
@@ -42,14 +48,30 @@ class Head:
     """A session's summary, kept beside its events for listing and recovery.
 
     Attributes:
-        session: A serialised `backchannel.v1.Session` as of the append that carried it.
+        session: A serialised `backchannel.v1.Session` as of the append that carried it, without
+            what its `Origin` says.
         active: A turn runs, a message waits or a call is open: recovery must look at it.
-        expire_time_ns: Unix time in nanoseconds after which the session may be expired.
+        expire_time_ns: Unix time in nanoseconds after which the session may be expired; `NEVER_NS`
+            while it is at work.
     """
 
     session: bytes
     active: bool
     expire_time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What is known of a session when it begins and never changes, so that it is written once.
+
+    Attributes:
+        session: A serialised `backchannel.v1.Session` of those fields. Laid before `Head.session`
+            the two are one message.
+        labels: What a listing may ask for.
+    """
+
+    session: bytes = b""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
 
 class Append(NamedTuple):
@@ -62,6 +84,7 @@ class Append(NamedTuple):
         time_ns: Unix time of the newest event, in nanoseconds; no less than that of the append
             before.
         head: The new summary; None leaves it as it is. Required when `first_seq == 1`.
+        origin: What never changes; heeded when `first_seq == 1`.
     """
 
     session_id: str
@@ -69,6 +92,7 @@ class Append(NamedTuple):
     events: Sequence[bytes]
     time_ns: int
     head: Head | None = None
+    origin: Origin | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +129,27 @@ class Listed:
         update_time_ns: `Append.time_ns` of the append that carried `head`. Appends without one
             leave it as it is, so that a token costs no change of the order.
         head: The newest summary.
+        session: `Origin.session` and `Head.session`, one after the other.
     """
 
     session_id: str
     update_time_ns: int
     head: Head
+    session: bytes
+
+
+class Excess(NamedTuple):
+    """A session of which retention wants something gone.
+
+    Attributes:
+        session_id: Which.
+        up_to_seq: The newest event that is to go.
+        checkpoint_seq: Its checkpoint; 0 if it has none.
+    """
+
+    session_id: str
+    up_to_seq: int
+    checkpoint_seq: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +228,30 @@ class Log(Protocol):
         """The newest seq that retention wants gone; 0 if none."""
         ...
 
+    async def excess(self, retention: Retention, now_ns: int, since_ns: int) -> Sequence[Excess]:
+        """All sessions of which retention wants something gone.
+
+        Args:
+            retention: How much is kept.
+            now_ns: The time.
+            since_ns: Sessions that have had no summary since then may be left out, unless they have
+                events that are too old: they are no larger than they were.
+        """
+        ...
+
     async def trim(self, session_id: str, up_to_seq: int) -> int:
-        """Delete events up to `up_to_seq`, never beyond the checkpoint; the new earliest seq."""
+        """Delete events up to `up_to_seq`, never beyond the checkpoint; the new earliest seq.
+
+        What they said may be found in the medium until the next `sweep`.
+        """
         ...
 
     async def delete(self, session_id: str, retired_until_ns: int) -> None:
         """Delete a session and all that is kept of it, but for the tombstone of its id.
 
-        An unknown session is left unknown: it leaves no tombstone.
+        When it returns nothing that was said can be found in what the log keeps, also not by who
+        reads the medium; unless somebody else holds on to the file, then it is done by a later
+        `sweep`. An unknown session is left unknown: it leaves no tombstone.
         """
         ...
 
@@ -208,11 +264,25 @@ class Log(Protocol):
         ...
 
     async def sweep(self, now_ns: int) -> None:
-        """Forget tombstones whose time is over."""
+        """Forget tombstones whose time is over, and finish what trims and deletions have left."""
         ...
 
-    async def list(self, *, before: tuple[int, str] | None, limit: int) -> Sequence[Listed]:
-        """Sessions by `(update_time_ns, session_id)`, newest first, those before `before`."""
+    async def list(
+        self,
+        *,
+        before: tuple[int, str] | None,
+        limit: int,
+        labels: Sequence[tuple[str, str]] = (),
+        max_bytes: int = LIST_BYTES,
+    ) -> Sequence[Listed]:
+        """Sessions by `(update_time_ns, session_id)`, newest first.
+
+        Args:
+            before: Only those before this place.
+            limit: At most so many.
+            labels: Only those that have all of these.
+            max_bytes: The line with which `Listed.session` of all reaches so much is the last one.
+        """
         ...
 
     async def count(self) -> int:

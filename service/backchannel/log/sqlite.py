@@ -17,11 +17,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Final, Self
 
 from backchannel.log.protocol import (
+    LIST_BYTES,
     Append,
     Checkpoint,
+    Excess,
     Listed,
     Retention,
     Stored,
@@ -32,6 +34,14 @@ from backchannel.log.sqlite_writer import Writer
 from backchannel.log.worker import Worker
 
 _logger = logging.getLogger(__name__)
+
+# Sessions looked at for retention in one go, so that readers get their turn in between.
+_EXCESS_ROWS: Final = 500
+# Appends wait while what was deleted is scrubbed. So they get this many times as long after each
+# part of it; deletions that come meanwhile share the next time.
+_SCRUB_REST: Final = 4
+_SCRUB_TRIES: Final = 5
+_SCRUB_RETRY_S: Final = 0.1
 
 
 class SqliteLog:
@@ -51,6 +61,8 @@ class SqliteLog:
         self._syncing = Worker("log-syncer", skip_abandoned=False)
         self._writer: Writer | None = None
         self._reader: Reader | None = None
+        self._scrubbing = asyncio.Lock()
+        self._rested_at = 0.0
 
     @property
     def survival(self) -> Survival:
@@ -88,6 +100,18 @@ class SqliteLog:
         """See `Log.trimmable_seq`."""
         return await self._reading.call(self._r.trimmable_seq, session_id, retention, now_ns)
 
+    async def excess(self, retention: Retention, now_ns: int, since_ns: int) -> Sequence[Excess]:
+        """See `Log.excess`."""
+        found: list[Excess] = []
+        key = 0
+        while True:
+            some, key = await self._reading.call(
+                self._r.excess, retention, now_ns, since_ns, key, _EXCESS_ROWS
+            )
+            found += some
+            if not key:
+                return found
+
     async def trim(self, session_id: str, up_to_seq: int) -> int:
         """See `Log.trim`. The room is given back bit by bit, so that appends do not wait for it."""
         earliest_seq = await self._writing.call(self._w.trim, session_id, up_to_seq)
@@ -99,6 +123,7 @@ class SqliteLog:
         """See `Log.delete`. The room is given back as in `trim`; `sweep` does what a crash left."""
         if await self._writing.call(self._w.delete, session_id, retired_until_ns):
             await self._purge_deleted()
+            await self._scrub()
 
     async def active(self) -> Sequence[str]:
         """See `Log.active`."""
@@ -113,10 +138,20 @@ class SqliteLog:
         while await self._writing.call(self._w.sweep, now_ns):
             pass
         await self._purge_deleted()
+        while await self._writing.call(self._w.purge_left_over):
+            pass
+        await self._scrub()
 
-    async def list(self, *, before: tuple[int, str] | None, limit: int) -> Sequence[Listed]:
+    async def list(
+        self,
+        *,
+        before: tuple[int, str] | None,
+        limit: int,
+        labels: Sequence[tuple[str, str]] = (),
+        max_bytes: int = LIST_BYTES,
+    ) -> Sequence[Listed]:
         """See `Log.list`."""
-        return await self._reading.call(self._r.list, before, limit)
+        return await self._reading.call(self._r.list, before, limit, labels, max_bytes)
 
     async def count(self) -> int:
         """See `Log.count`."""
@@ -162,6 +197,33 @@ class SqliteLog:
         while await self._writing.call(self._w.purge_deleted):
             pass
 
+    async def _scrub(self) -> None:
+        """Leave nothing to read of what was deleted."""
+        loop = asyncio.get_running_loop()
+        async with self._scrubbing:
+            if not self._w.soiled:
+                return  # Done together with somebody else's.
+            page = tries = 0
+            while tries < _SCRUB_TRIES:
+                await asyncio.sleep(self._rested_at - loop.time())
+                # The long part of it, while commits go on.
+                await self._syncing.call(self._sync_wal)
+                begin = loop.time()
+                next_page = await self._writing.call(self._w.scrub, page)
+                end = loop.time()
+                self._rested_at = end + _SCRUB_REST * (end - begin)
+                if not next_page:
+                    return
+                if next_page < 0:
+                    tries += 1
+                    await asyncio.sleep(_SCRUB_RETRY_S)
+                else:
+                    page = next_page
+        _logger.warning(
+            "somebody else reads %s, so what was deleted stays readable in it for now",
+            self._path,
+        )
+
     # What runs in the threads.
 
     def _open_writer(self) -> None:
@@ -174,6 +236,10 @@ class SqliteLog:
         self._syncing.post(self._sync)
 
     def _sync(self) -> None:
+        self._sync_wal()
+        self._writing.post(self._w.move_back)
+
+    def _sync_wal(self) -> None:
         # The writer goes on writing meanwhile. What it then has left to sync is what came since.
         wal = self._path.with_name(self._path.name + "-wal")
         try:
@@ -185,7 +251,6 @@ class SqliteLog:
         except OSError as error:
             # The writer meets the same, and says so where somebody hears it.
             _logger.warning("syncing %s: %s", wal, error)
-        self._writing.post(self._w.move_back)
 
     def _stop(self) -> None:
         self._syncing.stop()

@@ -35,6 +35,10 @@ def corrupt(path: Path, what: str, session_id: str = "") -> BackchannelError:
 class LogFile:
     """The database file while it is open: exists, is ours alone, and is still where it was.
 
+    Attributes:
+        descriptor: Of the database file, for `sqlite_gaps`. Open as long as the lock is held, see
+            there.
+
     Args:
         path: The database file, absolute.
 
@@ -44,13 +48,13 @@ class LogFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = -1
+        self._lock = self.descriptor = -1
         try:
             _make_folder(path.parent)
             self._lock = self._locked()
             try:
                 # SQLite gives its side files the mode of the database, so this one decides.
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 self._identity = _identity(path)
             except OSError:
                 self.release()
@@ -81,9 +85,10 @@ class LogFile:
 
     def release(self) -> None:
         """Let others open it."""
-        if self._lock >= 0:
-            os.close(self._lock)
-            self._lock = -1
+        for descriptor in (self.descriptor, self._lock):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._lock = self.descriptor = -1
 
     def _locked(self) -> int:
         lock = os.open(

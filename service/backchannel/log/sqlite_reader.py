@@ -13,6 +13,7 @@ from zlib import crc32
 
 from backchannel.log.protocol import (
     Checkpoint,
+    Excess,
     Head,
     Listed,
     Retention,
@@ -126,29 +127,57 @@ class Reader:
             if row is None:
                 raise not_found()
             key, trimmed_seq, trimmed_total = row
-            newest = self._db.execute(
-                "SELECT seq, total FROM events WHERE session = ? AND seq > ?"
-                " ORDER BY seq DESC LIMIT 1",
-                (key, trimmed_seq),
-            ).fetchone()
-            if newest is None:
-                return 0
-            last_seq, total = newest
-            young = self._db.execute(
-                "SELECT seq FROM events WHERE session = ? AND seq > ? AND time_ns >= ?"
+            return self._trimmable_seq(key, trimmed_seq, trimmed_total, retention, now_ns)
+
+    def excess(
+        self, retention: Retention, now_ns: int, since_ns: int, after_key: int, limit: int
+    ) -> tuple[Sequence[Excess], int]:
+        """See `Log.excess`: some of them, and the key to go on after, or 0.
+
+        Candidates come from two indexes: those whose oldest event may be too old, and those that
+        have had a summary since.
+        """
+        oldest_ns = now_ns - round(retention.max_age_s * 1e9)
+        with blame(self._path):
+            rows = self._db.execute(
+                "SELECT s.key, s.session_id, s.trimmed_seq, s.trimmed_total, ifnull(c.seq, 0)"
+                " FROM (SELECT key FROM sessions WHERE oldest_ns < ?"
+                " UNION SELECT key FROM sessions WHERE update_time_ns >= ?) AS due"
+                " JOIN sessions s ON s.key = due.key"
+                " LEFT JOIN checkpoints c ON c.session = s.key"
+                " WHERE s.key > ? ORDER BY s.key LIMIT ?",
+                (oldest_ns, since_ns, after_key, limit),
+            ).fetchall()
+            found = []
+            for key, session_id, trimmed_seq, trimmed_total, saved in rows:
+                seq = self._trimmable_seq(key, trimmed_seq, trimmed_total, retention, now_ns)
+                if seq:
+                    found.append(Excess(session_id, seq, saved))
+        return found, rows[-1][0] if len(rows) == limit else 0
+
+    def _trimmable_seq(
+        self, key: int, trimmed_seq: int, trimmed_total: int, retention: Retention, now_ns: int
+    ) -> int:
+        newest = self._db.execute(
+            "SELECT seq, total FROM events WHERE session = ? AND seq > ? ORDER BY seq DESC LIMIT 1",
+            (key, trimmed_seq),
+        ).fetchone()
+        if newest is None:
+            return 0
+        last_seq, total = newest
+        young = self._db.execute(
+            "SELECT seq FROM events WHERE session = ? AND seq > ? AND time_ns >= ?"
+            " ORDER BY seq LIMIT 1",
+            (key, trimmed_seq, now_ns - round(retention.max_age_s * 1e9)),
+        ).fetchone()
+        gone = max(young[0] - 1 if young is not None else last_seq, last_seq - retention.max_events)
+        if total - trimmed_total > retention.max_bytes:
+            (seq,) = self._db.execute(
+                "SELECT seq FROM events WHERE session = ? AND seq > ? AND total >= ?"
                 " ORDER BY seq LIMIT 1",
-                (key, trimmed_seq, now_ns - round(retention.max_age_s * 1e9)),
+                (key, trimmed_seq, total - retention.max_bytes),
             ).fetchone()
-            gone = max(
-                young[0] - 1 if young is not None else last_seq, last_seq - retention.max_events
-            )
-            if total - trimmed_total > retention.max_bytes:
-                (seq,) = self._db.execute(
-                    "SELECT seq FROM events WHERE session = ? AND seq > ? AND total >= ?"
-                    " ORDER BY seq LIMIT 1",
-                    (key, trimmed_seq, total - retention.max_bytes),
-                ).fetchone()
-                gone = max(gone, seq)
+            gone = max(gone, seq)
         return int(gone) if gone > trimmed_seq else 0
 
     def active(self) -> Sequence[str]:
@@ -173,26 +202,58 @@ class Reader:
                 )
             ]
 
-    def list(self, before: tuple[int, str] | None, limit: int) -> Sequence[Listed]:
-        """See `Log.list`."""
+    def list(
+        self,
+        before: tuple[int, str] | None,
+        limit: int,
+        labels: Sequence[tuple[str, str]],
+        max_bytes: int,
+    ) -> Sequence[Listed]:
+        """See `Log.list`.
+
+        Which sessions they are is found in the indexes first, then their summaries are read.
+        """
+        query = ["SELECT s.key AS key FROM"]
+        values: list[object] = []
+        wheres = []
+        if labels:
+            # In this order: from the sessions with the first label to their places in the list.
+            query.append("labels l CROSS JOIN sessions s ON s.key = l.session")
+            wheres.append("l.name = ? AND l.value = ?")
+            wheres += [
+                "(SELECT 1 FROM labels WHERE name = ? AND value = ? AND session = s.key)"
+            ] * (len(labels) - 1)
+            values += [text for label in labels for text in label]
+        else:
+            query.append("sessions s")
+        if before is not None:
+            wheres.append("(s.update_time_ns, s.session_id) < (?, ?)")
+            values += before
+        if wheres:
+            query.append("WHERE " + " AND ".join(wheres))
+        query.append("ORDER BY s.update_time_ns DESC, s.session_id DESC LIMIT ?")
+        values.append(limit)
+        lines: list[Listed] = []
+        size = 0
         with blame(self._path):
-            if before is None:
-                cursor = self._db.execute(
-                    "SELECT session_id, update_time_ns, head, active, expire_time_ns FROM sessions"
-                    " ORDER BY update_time_ns DESC, session_id DESC LIMIT ?",
-                    (limit,),
-                )
-            else:
-                cursor = self._db.execute(
-                    "SELECT session_id, update_time_ns, head, active, expire_time_ns FROM sessions"
-                    " WHERE (update_time_ns, session_id) < (?, ?)"
-                    " ORDER BY update_time_ns DESC, session_id DESC LIMIT ?",
-                    (*before, limit),
-                )
-            return [
-                Listed(session_id, update_time_ns, Head(head, bool(active), expire_time_ns))
-                for session_id, update_time_ns, head, active, expire_time_ns in cursor
-            ]
+            keys = self._db.execute(" ".join(query), values).fetchall()
+            for (key,) in keys:
+                row = self._db.execute(
+                    "SELECT s.session_id, s.update_time_ns, s.head, s.active, s.expire_time_ns,"
+                    " o.data FROM sessions s LEFT JOIN origins o ON o.session = s.key"
+                    " WHERE s.key = ?",
+                    (key,),
+                ).fetchone()
+                if row is None:
+                    continue  # Deleted since.
+                session_id, update_time_ns, head, active, expire_time_ns, origin = row
+                whole = (origin or b"") + head
+                summary = Head(head, bool(active), expire_time_ns)
+                lines.append(Listed(session_id, update_time_ns, summary, whole))
+                size += len(whole)
+                if size >= max_bytes:
+                    break
+        return lines
 
     def _damaged(self, session_id: str, what: str) -> Exception:
         return corrupt(

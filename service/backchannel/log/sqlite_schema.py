@@ -12,6 +12,10 @@ Why it looks as it does:
 * A plain append touches `events` alone. How far a session has got is its newest row there.
 * Keys are never used again (AUTOINCREMENT), so that what is left of a deleted session, if the
   process died while deleting it, can never be taken for another's.
+* What never changes of a session (`origins`, `labels`) is beside its row and not in it: SQLite
+  writes a row anew as a whole, and the row of a session is written with each of its turns.
+* `oldest_ns` is a time that no event still there is older than, so that retention by age looks
+  only at sessions that have something to lose.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ from pathlib import Path
 from typing import Final
 
 from backchannel.log.sqlite_file import corrupt, unavailable
+from backchannel.log.sqlite_migration import TABLES_OF_2, migrate
 
-VERSION: Final = 1
+VERSION: Final = 2
 # "Bchl": tells our files from other programs', see https://www.sqlite.org/fileformat.html, 1.3.17.
 APPLICATION_ID: Final = 0x4263686C
 
@@ -81,6 +86,7 @@ _TABLES: Final = (
     "CREATE INDEX tombstones_by_end ON tombstones (until_ns)",
     # Deleted sessions whose events are still to be removed.
     "CREATE TABLE doomed (session INTEGER PRIMARY KEY)",
+    *TABLES_OF_2,
 )
 
 _CORRUPT: Final = frozenset(
@@ -135,7 +141,9 @@ def blame(path: Path, session_id: str = "") -> Iterator[None]:
 
 
 def open_writer(path: Path) -> sqlite3.Connection:
-    """The one connection that writes, for the calling thread, in autocommit mode; makes the tables.
+    """The one connection that writes, for the calling thread, in autocommit mode.
+
+    Makes the tables, or brings those of an older file up to date.
 
     In WAL mode with ``synchronous=NORMAL`` a commit writes and does not sync. So it survives the
     death of the process; a crash of the kernel or a power cut may cost the newest commits, never
@@ -149,7 +157,7 @@ def open_writer(path: Path) -> sqlite3.Connection:
     """
     connection = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None)
     try:
-        fresh = _is_fresh(connection, path)
+        version = _version(connection, path)
         (mode,) = connection.execute("PRAGMA journal_mode = WAL").fetchone()
         if mode != "wal":
             raise unavailable(
@@ -162,10 +170,13 @@ def open_writer(path: Path) -> sqlite3.Connection:
         # What is deleted is overwritten: conversations are nobody else's business.
         connection.execute("PRAGMA secure_delete = ON")
         connection.execute(f"PRAGMA wal_autocheckpoint = {BACKSTOP_PAGES}")
-        if fresh:
+        if version != VERSION:
             connection.execute("BEGIN IMMEDIATE")
-            for statement in _TABLES:
-                connection.execute(statement)
+            if version:
+                migrate(connection, version)
+            else:
+                for statement in _TABLES:
+                    connection.execute(statement)
             connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute(f"PRAGMA user_version = {VERSION}")
             connection.execute("COMMIT")
@@ -195,12 +206,13 @@ def open_reader(path: Path) -> sqlite3.Connection:
     return connection
 
 
-def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of the tables; 0 if there are none yet."""
     (application,) = connection.execute("PRAGMA application_id").fetchone()
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     (tables,) = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
     if (application, version, tables) == (0, 0, 0):
-        return True
+        return 0
     if application != APPLICATION_ID:
         raise corrupt(path, "it is another program's database, not a log; give another path")
     if version > VERSION:
@@ -209,4 +221,4 @@ def _is_fresh(connection: sqlite3.Connection, path: Path) -> bool:
             f"it has schema version {version} and this Backchannel knows up to {VERSION}; upgrade "
             "Backchannel, or give another file",
         )
-    return False
+    return int(version)

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 from zlib import crc32
 
-from backchannel.log.protocol import Append, AppendConflictError, Checkpoint, not_found
-from backchannel.log.sqlite_file import LogFile
-from backchannel.log.sqlite_schema import blame, kind_of, open_writer
+from backchannel.log.protocol import Append, AppendConflictError, Checkpoint, Origin, not_found
+from backchannel.log.sqlite_file import LogFile, unavailable
+from backchannel.log.sqlite_gaps import clean
+from backchannel.log.sqlite_schema import BUSY_TIMEOUT_S, blame, kind_of, open_writer
 
 _logger = logging.getLogger(__name__)
 
@@ -36,6 +37,10 @@ _MOVE_BACK_PAGES: Final = 4000
 _TAILS: Final = 10_000
 # Rows removed in one go by a trim or a deletion, so that appends get their turn in between.
 PURGE_ROWS: Final = 1000
+# Pages cleaned in one go: about 4 MiB, some milliseconds.
+SCRUB_PAGES: Final = 1024
+# How long a scrub lets appends wait for a reader to be done.
+_SCRUB_BUSY_MS: Final = 50
 
 _Row = tuple[int, int, int, int, int, bytes]
 
@@ -53,6 +58,8 @@ class _Plan(NamedTuple):
 
     rows: list[_Row]
     created: list[tuple[object, ...]]
+    origins: list[tuple[object, ...]]
+    labels: list[tuple[object, ...]]
     updated: list[tuple[object, ...]]
     tails: dict[str, _Tail]
     pages: int
@@ -75,7 +82,10 @@ class Writer:
         self._tails: dict[str, _Tail] = {}
         self._wal_pages = 0
         self._moving_back = False
+        self._looked_at_key = 0
         self._file = LogFile(path)
+        # What another process has left, whose end may have come between deletion and scrub.
+        self._soiled = path.with_name(path.name + "-wal").exists()
         try:
             with blame(path):
                 self._db = open_writer(path)
@@ -138,7 +148,7 @@ class Writer:
         self._grown(plan.pages)
 
     def _plan(self, batch: Sequence[Append]) -> _Plan:
-        plan = _Plan([], [], [], {}, 0)
+        plan = _Plan([], [], [], [], [], {}, 0)
         size = 0
         for append in batch:
             if not append.events:
@@ -150,6 +160,10 @@ class Writer:
                     raise AppendConflictError(append.session_id, "the session exists already")
                 self._check_not_retired(append)
                 tail = _Tail(self._next_key + len(plan.created), 0, 0)
+                origin = append.origin or Origin()
+                plan.origins.append((tail.key, origin.session))
+                plan.labels.extend((*label, tail.key) for label in origin.labels.items())
+                size += len(origin.session)
                 plan.created.append(
                     (
                         tail.key,
@@ -158,6 +172,7 @@ class Writer:
                         head.expire_time_ns,
                         head.active,
                         head.session,
+                        append.time_ns,
                     )
                 )
             elif append.first_seq == 1:
@@ -182,7 +197,7 @@ class Writer:
             size += total - tail.total + (len(head.session) if head is not None else 0)
             plan.tails[append.session_id] = _Tail(key, seq, total)
         # A guess that errs upwards: one page or two a session, and a few for a summary's indexes.
-        heads = len(plan.created) + len(plan.updated)
+        heads = 2 * len(plan.created) + len(plan.updated) + len(plan.labels)
         return plan._replace(pages=len(plan.tails) + 2 * size // _PAGE_BYTES + 4 * heads)
 
     def _commit(self, plan: _Plan) -> None:
@@ -195,9 +210,13 @@ class Writer:
             if plan.created:
                 self._db.executemany(
                     "INSERT INTO sessions (key, session_id, trimmed_seq, trimmed_total,"
-                    " update_time_ns, expire_time_ns, active, head)"
-                    " VALUES (?, ?, 0, 0, ?, ?, ?, ?)",
+                    " update_time_ns, expire_time_ns, active, head, oldest_ns)"
+                    " VALUES (?, ?, 0, 0, ?, ?, ?, ?, ?)",
                     plan.created,
+                )
+                self._db.executemany("INSERT INTO origins VALUES (?, ?)", plan.origins)
+                self._db.executemany(
+                    "INSERT INTO labels (name, value, session) VALUES (?, ?, ?)", plan.labels
                 )
                 # A tombstone whose time is over; any other would have been a conflict.
                 self._db.executemany(
@@ -288,16 +307,22 @@ class Writer:
                 "SELECT trimmed_seq + 1 FROM sessions WHERE key = ?", (tail.key,)
             ).fetchone()
             row = self._db.execute(
-                "SELECT e.seq, e.total FROM events e JOIN checkpoints c ON c.session = e.session"
+                "SELECT e.seq, e.total, e.time_ns FROM events e"
+                " JOIN checkpoints c ON c.session = e.session"
                 " WHERE e.session = ? AND e.seq = min(?, c.seq)",
                 (tail.key, up_to_seq),
             ).fetchone()
             # None: there is no checkpoint, or it is trimmed up to there and further already.
             if row is None or row[0] < earliest:
                 return int(earliest)
+            oldest = self._db.execute(
+                "SELECT time_ns FROM events WHERE session = ? AND seq = ?", (tail.key, row[0] + 1)
+            ).fetchone()
+            self._soiled = True
             self._db.execute(
-                "UPDATE sessions SET trimmed_seq = ?, trimmed_total = ? WHERE key = ?",
-                (*row, tail.key),
+                "UPDATE sessions SET trimmed_seq = ?, trimmed_total = ?, oldest_ns = ?"
+                " WHERE key = ?",
+                (*row[:2], oldest[0] if oldest is not None else row[2], tail.key),
             )
         self._grown(2)
         return int(row[0]) + 1
@@ -322,8 +347,11 @@ class Writer:
             ).fetchone()
             if row is None:
                 return False
+            self._soiled = True
             with self._transaction():
                 self._db.execute("DELETE FROM sessions WHERE key = ?", row)
+                self._db.execute("DELETE FROM origins WHERE session = ?", row)
+                self._db.execute("DELETE FROM labels WHERE session = ?", row)
                 self._db.execute("DELETE FROM checkpoints WHERE session = ?", row)
                 self._db.execute("INSERT INTO doomed (session) VALUES (?)", row)
                 self._db.execute(
@@ -342,6 +370,7 @@ class Writer:
             if row is None:
                 return False
             (key,) = row
+            self._soiled = True
             oldest = self._db.execute(
                 "SELECT seq FROM events WHERE session = ? ORDER BY seq LIMIT 1", (key,)
             ).fetchone()
@@ -360,6 +389,32 @@ class Writer:
             ).rowcount
         self._grown(2 + gone)
         return gone == PURGE_ROWS
+
+    def purge_left_over(self) -> bool:
+        """Remove rows that a trim has left whose process died; whether there may be more.
+
+        Looks at some sessions each time, and at each only once.
+        """
+        with blame(self._path):
+            rows = self._db.execute(
+                "SELECT key, trimmed_seq FROM sessions WHERE key > ? ORDER BY key LIMIT ?",
+                (self._looked_at_key, PURGE_ROWS),
+            ).fetchall()
+            for key, trimmed_seq in rows:
+                while trimmed_seq and self._purge_some(key, trimmed_seq):
+                    self._soiled = True
+                self._looked_at_key = key
+        return len(rows) == PURGE_ROWS
+
+    def _purge_some(self, key: int, up_to_seq: int) -> bool:
+        oldest = self._db.execute(
+            "SELECT seq FROM events WHERE session = ? AND seq <= ? ORDER BY seq LIMIT 1",
+            (key, up_to_seq),
+        ).fetchone()
+        if oldest is None:
+            return False
+        self._purge(key, min(up_to_seq, oldest[0] + PURGE_ROWS - 1))
+        return True
 
     def _purge(self, key: int, up_to_seq: int) -> bool:
         gone = self._db.execute(
@@ -388,6 +443,45 @@ class Writer:
         except sqlite3.Error as error:
             # Nothing is lost: it stays in the write-ahead log, and there will be a next time.
             _logger.warning("moving back the write-ahead log of %s: %s", self._path, error)
+
+    @property
+    def soiled(self) -> bool:
+        """Something was deleted that may still be read from the write-ahead log."""
+        return self._soiled
+
+    def scrub(self, page: int) -> int:
+        """Remove what may still be read of what was deleted, in some pages of the file.
+
+        The write-ahead log is moved back as a whole and emptied, and the pages' gaps are cleaned.
+
+        Args:
+            page: Where to begin; 0 begins anew.
+
+        Returns:
+            Where to go on; 0 if it is done, -1 if it cannot be done while somebody reads what the
+            file was before.
+        """
+        if not page:
+            self._soiled = False
+        done = -1
+        try:
+            with blame(self._path):
+                self._db.execute(f"PRAGMA busy_timeout = {_SCRUB_BUSY_MS}")
+                try:
+                    (busy, *_) = self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+                finally:
+                    self._db.execute(f"PRAGMA busy_timeout = {round(BUSY_TIMEOUT_S * 1000)}")
+                if not busy:
+                    self._wal_pages = 0
+                    # What is in memory would come back with the next change of its page.
+                    self._db.execute("PRAGMA shrink_memory")
+                    (page_bytes,) = self._db.execute("PRAGMA page_size").fetchone()
+                    done = clean(self._file.descriptor, page, SCRUB_PAGES, page_bytes)
+        except OSError as error:
+            raise unavailable(self._path, f"the disk refuses ({error.strerror})") from error
+        finally:
+            self._soiled |= done < 0
+        return done
 
     def _grown(self, pages: int) -> None:
         self._wal_pages += pages

@@ -9,7 +9,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import Awaitable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,6 +32,7 @@ from backchannel.log.protocol import (
     Checkpoint,
     Head,
     Log,
+    Origin,
     Retention,
 )
 from tests.scale import scale
@@ -47,13 +48,30 @@ DAY_NS = 86_400_000_000_000
 class Session:
     head: Head
     update_time_ns: int
+    origin: Origin
     events: list[tuple[int, bytes]] = field(default_factory=list)
     trimmed: int = 0
     checkpoint: Checkpoint | None = None
 
+    def too_much(self, now: int, age: int, count: int, size: int) -> int:
+        """How many of the events still there retention wants gone."""
+        kept = self.events[self.trimmed :]
+        gone = 0
+        while gone < len(kept) and (
+            kept[gone][0] < now - age
+            or len(kept) - gone > count
+            or sum(len(data) for _, data in kept[gone:]) > size
+        ):
+            gone += 1
+        return gone
+
 
 heads = st.builds(
     Head, session=st.binary(max_size=20), active=st.booleans(), expire_time_ns=st.integers(0, 5000)
+)
+label = st.tuples(st.sampled_from("ab"), st.sampled_from(["x", "y", '"é%']))
+origins = st.builds(
+    Origin, session=st.binary(max_size=20), labels=st.lists(label, max_size=3).map(dict)
 )
 payloads = st.lists(st.binary(max_size=60), min_size=1, max_size=100)
 
@@ -95,7 +113,9 @@ class LogMachine(RuleBasedStateMachine):
             if session or self.tombstones.get(append.session_id, 0) > append.time_ns:
                 return False
             assert append.head is not None
-            session = model[append.session_id] = Session(append.head, append.time_ns)
+            session = model[append.session_id] = Session(
+                append.head, append.time_ns, append.origin or Origin()
+            )
         elif not session or append.first_seq != len(session.events) + 1:
             return False
         elif append.head is not None:
@@ -111,8 +131,8 @@ class LogMachine(RuleBasedStateMachine):
     def append(self, data: st.DataObject, ids: list[str], step: int) -> None:
         self.now += step
         model = {
-            sid: Session(s.head, s.update_time_ns, list(s.events), s.trimmed, s.checkpoint)
-            for sid, s in self.sessions.items()
+            sid: replace(session, events=list(session.events))
+            for sid, session in self.sessions.items()
         }
         batch = []
         fit = True
@@ -121,7 +141,8 @@ class LogMachine(RuleBasedStateMachine):
             # Mostly what fits, now and then what does not.
             at = max(1, at + data.draw(st.sampled_from([0] * 12 + [-1, 1])))
             new = data.draw(heads) if at == 1 else data.draw(st.none() | heads)
-            batch.append(Append(sid, at, data.draw(payloads), self.now, new))
+            origin = data.draw(st.none() | origins) if at == 1 else None
+            batch.append(Append(sid, at, data.draw(payloads), self.now, new, origin))
             fit = fit and self.fits(batch[-1], model)
         if fit:
             self.run(self.log.append(batch))
@@ -159,19 +180,32 @@ class LogMachine(RuleBasedStateMachine):
         session = self.sessions[sid]
         if save:
             self.save_checkpoint(sid, len(session.events), b"saved")
-        kept = session.events[session.trimmed :]
-        gone = 0
-        while gone < len(kept) and (
-            kept[gone][0] < self.now - age
-            or len(kept) - gone > count
-            or sum(len(data) for _, data in kept[gone:]) > size
-        ):
-            gone += 1
+        gone = session.too_much(self.now, age, count, size)
         seq = self.run(self.log.trimmable_seq(sid, Retention(age / 1e9, count, size), self.now))
         assert seq == (session.trimmed + gone if gone else 0)
         limit = session.checkpoint.seq if session.checkpoint else 0
         session.trimmed = max(session.trimmed, min(seq, limit))
         assert self.run(self.log.trim(sid, seq)) == session.trimmed + 1
+
+    @rule(
+        age=st.integers(0, 500),
+        count=st.integers(0, 200),
+        size=st.integers(0, 4000),
+        since=st.integers(0, 500),
+    )
+    def excess(self, age: int, count: int, size: int, since: int) -> None:
+        retention = Retention(age / 1e9, count, size)
+        told = set(self.run(self.log.excess(retention, self.now, since)))
+        most, least = set(), set()
+        for sid, session in self.sessions.items():
+            gone = session.too_much(self.now, age, count, size)
+            if gone:
+                saved = session.checkpoint.seq if session.checkpoint else 0
+                most.add((sid, session.trimmed + gone, saved))
+                oldest_ns = session.events[session.trimmed][0]
+                if session.update_time_ns >= since or oldest_ns < self.now - age:
+                    least.add((sid, session.trimmed + gone, saved))
+        assert least <= told <= most
 
     @rule(sid=st.sampled_from(IDS), keep=st.integers(0, 100))
     def delete(self, sid: str, keep: int) -> None:
@@ -210,13 +244,29 @@ class LogMachine(RuleBasedStateMachine):
             expected.pop()
         assert list(self.run(call)) == expected
 
-    @rule(before=st.none() | st.tuples(st.integers(0, 500), st.sampled_from(IDS)))
-    def list(self, before: tuple[int, str] | None) -> None:
-        places = sorted(((s.update_time_ns, sid) for sid, s in self.sessions.items()))[::-1]
-        expected = [place for place in places if before is None or place < before][:3]
-        found = self.run(self.log.list(before=before, limit=3))
-        assert [(line.update_time_ns, line.session_id) for line in found] == expected
-        assert all(line.head == self.sessions[line.session_id].head for line in found)
+    @rule(
+        before=st.none() | st.tuples(st.integers(0, 500), st.sampled_from(IDS)),
+        labels=st.lists(label, max_size=2),
+        size=st.integers(0, 60),
+    )
+    def listing(
+        self, before: tuple[int, str] | None, labels: list[tuple[str, str]], size: int
+    ) -> None:
+        places = sorted(
+            (s.update_time_ns, sid)
+            for sid, s in self.sessions.items()
+            if all(s.origin.labels.get(name) == value for name, value in labels)
+        )[::-1]
+        expected = []
+        for place in [place for place in places if before is None or place < before][:3]:
+            session = self.sessions[place[1]]
+            expected.append((*place, session.head, session.origin.session + session.head.session))
+            if sum(len(line[3]) for line in expected) >= size:
+                break
+        found = self.run(self.log.list(before=before, limit=3, labels=labels, max_bytes=size))
+        assert [
+            (line.update_time_ns, line.session_id, line.head, line.session) for line in found
+        ] == expected
 
     @invariant()
     def answers_as_the_model(self) -> None:
