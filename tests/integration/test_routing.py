@@ -140,7 +140,7 @@ async def test_an_engine_works_on_as_much_as_it_may_and_the_alias_goes_around_it
         second = await ask("narrow/echo")  # Another model of the engine.
         await second.event("turn_started")
         third = await ask("narrow/count")
-        error = (await third.event("turn_finished")).turn_finished.error
+        error = (await third.receipt("m")).error
         assert (error.code, errors.reason_of(error)) == (
             grpc.StatusCode.RESOURCE_EXHAUSTED.value[0],
             "ENGINE_BUSY",

@@ -87,8 +87,8 @@ ENDINGS: dict[str, dict[FinishReason.ValueType, Asked]] = {
         OWNER_LOST: house("Sing.", sings=True, on_disconnect=CANCEL_NOW),
     },
 }
-# The engine could not confirm: it failed, or its process died.
-ESTIMATED = (ERROR, OWNER_LOST)
+# The engine could not confirm: it failed in the middle, or its process died.
+ESTIMATED = {("scripted", ERROR), ("scripted", OWNER_LOST), ("llama", OWNER_LOST)}
 # Ended before its first token: a prompt that is too long, a call that may not even begin.
 SILENT = {("llama", ERROR), ("scripted", TOOL_CALLS)}
 HERE = [
@@ -134,7 +134,7 @@ async def check(
     assert session.total_usage == usage
     assert usage.generated_tokens == usage.delivered_tokens + usage.wasted_tokens
     assert max(usage.displayed_tokens, usage.kept_tokens) <= usage.delivered_tokens
-    assert usage.estimated is (ending in ESTIMATED)
+    assert usage.estimated is ((engine, ending) in ESTIMATED)
     assert (usage.generated_tokens > 0) is ((engine, ending) not in SILENT)
     if not usage.estimated:
         assert usage.prompt_tokens > 0

@@ -42,10 +42,10 @@ describe("whoever uses it", () => {
     }
     await page.keyboard.press("Enter");
     await page.getByRole("complementary", { name: "Raw events" }).waitFor();
-    expect(await page.evaluate(() => document.activeElement?.textContent)).toBe("Raw events");
+    await until("it has the focus", async () => (await page.evaluate(() => document.activeElement?.textContent)) === "Raw events");
     await page.keyboard.press("Escape");
     await until("it is closed", async () => (await page.getByRole("complementary").count()) === 0);
-    expect(await focused()).toBe("Raw events");
+    await until("the focus is back", async () => (await focused()) === "Raw events");
     expect(await page.locator('.app[data-speaking="true"]').count()).toBe(1);
     await page.keyboard.press("Escape");
     await idle(page);
