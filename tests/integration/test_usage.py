@@ -136,7 +136,7 @@ async def check(
     assert max(usage.displayed_tokens, usage.kept_tokens) <= usage.delivered_tokens
     assert usage.estimated is ((engine, ending) in ESTIMATED)
     assert (usage.generated_tokens > 0) is ((engine, ending) not in SILENT)
-    if not usage.estimated:
+    if usage.generated_tokens and not usage.estimated:
         assert usage.prompt_tokens > 0
     if ending in (STOP, LENGTH, ERROR):
         assert usage.wasted_tokens == 0
