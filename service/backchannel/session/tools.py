@@ -16,6 +16,7 @@ from backchannel.session.configuration import SECOND_NS
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Owner, Progress
 from backchannel.session.state import SessionState, stamp_of
+from backchannel.session.transcript import compact_json
 from backchannel.session.turn import Call
 from backchannel.session.turns import Turns
 from backchannel.session.validation import MIB, duration_ns
@@ -215,7 +216,7 @@ def _whole(
         whole.content.parts.extend(last.content.parts)
         return whole
     values = [_value(part) for part in parts] + [_value(last)]
-    whole.json = json.dumps(values, ensure_ascii=False, separators=(",", ":"))
+    whole.json = compact_json(values)
     return whole
 
 

@@ -47,17 +47,18 @@ def ending_text(
 ) -> str:
     """The end of a call as the model reads it: compact JSON."""
     if result is None:
-        return _compact({"error": _ENDINGS.get(outcome, "lost; it may or may not have run")})
+        return compact_json({"error": _ENDINGS.get(outcome, "lost; it may or may not have run")})
     match result.WhichOneof("outcome"):
         case "json":
-            return _compact(json.loads(result.json))
+            return compact_json(json.loads(result.json))
         case "content":
-            return _compact("".join(part.text for part in result.content.parts))
+            return compact_json("".join(part.text for part in result.content.parts))
         case _:
-            return _compact({"error": result.error.message or result.error.code})
+            return compact_json({"error": result.error.message or result.error.code})
 
 
-def _compact(value: object) -> str:
+def compact_json(value: object) -> str:
+    """A JSON value on one line, and always text that can be encoded."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     # JSON may name half a surrogate pair, which is no character: the escape stays.
     return text if _SURROGATE.search(text) is None else json.dumps(value, separators=(",", ":"))

@@ -312,6 +312,7 @@ def text(words: str) -> session_pb2.Content:
         ([{"content": text("one ")}], {"content": session_pb2.Content()}, '"one "'),
         ([{"json": "1"}, {"json": '{"a": 2}'}], {"json": "3"}, '[1,{"a":2},3]'),
         ([{"json": "1"}], {"content": text("two")}, '[1,"two"]'),
+        ([{"json": '"\\ud800"'}], {"json": '"é"'}, '["\\ud800","\\u00e9"]'),
         ([{"json": "1"}], {"error": session_pb2.ToolError(message="no")}, '{"error":"no"}'),
     ],
 )
