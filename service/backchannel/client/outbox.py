@@ -20,8 +20,13 @@ from backchannel.v1.frame_pb2 import ClientFrame, Close, Receipt, ReceiptStatus
 
 
 def new_id() -> str:
-    """A frame or session id: 192 random bits in 32 characters of `A-Za-z0-9_-`."""
-    return secrets.token_urlsafe(24)
+    """A frame or session id: 192 random bits in 32 characters of `A-Za-z0-9_-`.
+
+    None begins with `-`: a command line would take it for an option.
+    """
+    while (made := secrets.token_urlsafe(24)).startswith("-"):
+        pass
+    return made
 
 
 class Outbox:
