@@ -100,6 +100,11 @@ class Admission:
         self._clock = clock
         self._engines: dict[str, _Engine] = {}  # As many as are configured.
 
+    @property
+    def engines(self) -> tuple[str, ...]:
+        """Those that have been asked for anything."""
+        return tuple(self._engines)
+
     def running(self, engine: str) -> int:
         """How many generations of this engine have a place."""
         entry = self._engines.get(engine)

@@ -18,6 +18,7 @@ future, only the wake of this task, which all sessions of the tick share.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -25,6 +26,7 @@ import structlog
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.log.protocol import Append, AppendConflictError, Log, SessionDamagedError
+from backchannel.observer import SILENT, Observer
 
 _logger = structlog.get_logger(__name__)
 
@@ -53,10 +55,19 @@ class Committer:
         max_backlog_bytes: Above so many bytes produced and not yet committed, `room` waits.
         pace_s: The least time from the beginning of one append to that of the next, if that
             carries nothing that hurries. 0 for none.
+        observer: Is told of each append.
     """
 
-    def __init__(self, log: Log, *, max_backlog_bytes: int, pace_s: float = 0.0) -> None:
+    def __init__(
+        self,
+        log: Log,
+        *,
+        max_backlog_bytes: int,
+        pace_s: float = 0.0,
+        observer: Observer = SILENT,
+    ) -> None:
         self._log = log
+        self._observer = None if observer is SILENT else observer
         self._pace_s = pace_s
         self._hurried = False
         self._pause: asyncio.Future[None] | None = None
@@ -91,6 +102,11 @@ class Committer:
             for future in waiting:
                 if not future.done():
                     future.set_result(None)
+
+    @property
+    def backlog_bytes(self) -> int:
+        """How much was produced and is not committed yet."""
+        return self._backlog_bytes
 
     @property
     def has_room(self) -> bool:
@@ -171,17 +187,26 @@ class Committer:
     async def _append(
         self, batch: Sequence[Append]
     ) -> BackchannelError | AppendConflictError | None:
+        observer = self._observer
+        begun_ns = time.perf_counter_ns() if observer is not None else 0
         try:
             await self._log.append(batch)
         except (BackchannelError, AppendConflictError) as error:
             reason = error.reason if isinstance(error, BackchannelError) else "conflict"
             _logger.error("append_failed", reason=reason, detail=str(error))
+            if observer is not None:
+                observer.append_failed(str(reason))
             return error
         except Exception as error:  # noqa: BLE001 - a backend's bug must not end the process
             _logger.error("append_broke", log=self._log.address, kind=type(error).__name__)
+            if observer is not None:
+                observer.append_failed("broke")
             return BackchannelError(
                 Reason.LOG_UNAVAILABLE, f"the log ({self._log.address}) failed unexpectedly"
             )
+        if observer is not None:
+            took_ns = time.perf_counter_ns() - begun_ns
+            observer.appended(took_ns, sum(len(append.events) for append in batch))
         return None
 
 

@@ -34,6 +34,7 @@ from backchannel.host.questions import check_session
 from backchannel.host.retention import retain
 from backchannel.host.runner import Runner
 from backchannel.log.protocol import Log, Survival, not_found
+from backchannel.observer import SILENT, Observer
 from backchannel.session.configuration import config_digest, effective_config
 from backchannel.session.forks import forked
 from backchannel.session.session import Session
@@ -101,6 +102,7 @@ class Host:
         clock: Where times come from.
         ids: Makes unguessable ids from a prefix.
         rng: For jitter.
+        observer: Watches sessions and appends.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class Host:
         clock: Clock | None = None,
         ids: Callable[[str], str] = random_id,
         rng: random.Random | None = None,
+        observer: Observer = SILENT,
     ) -> None:
         self.engines = engines
         self._log = log
@@ -123,6 +126,7 @@ class Host:
             max_backlog_bytes=config.max_backlog_bytes,
             # An append to memory is a function call: nothing to save.
             pace_s=config.commit_pace_s,
+            observer=observer,
         )
         self._admission = Admission(max_waiting=config.max_waiting_runs, clock=clock)
         self._resources = Resources(
@@ -138,6 +142,7 @@ class Host:
             rng=rng or random.Random(),  # noqa: S311 - jitter, not a secret
             gone=self._gone,
             rested=self._rested,
+            observer=observer,
         )
         self._live: dict[str, LiveSession] = {}  # The longest unused first.
         self._loads: dict[str, asyncio.Future[LiveSession]] = {}
@@ -315,6 +320,16 @@ class Host:
     def draining(self) -> bool:
         """Whether the host is leaving."""
         return self._draining
+
+    def figures(self) -> dict[str, dict[str, float]]:
+        """What there is now, for whoever watches: by what it is called, and what it is about."""
+        admission = self._admission
+        return {
+            "sessions": {"live": len(self._live)},
+            "backlog": {"": self._committer.backlog_bytes},
+            "running": {name: admission.running(name) for name in admission.engines},
+            "waiting": {name: admission.waiting(name) for name in admission.engines},
+        }
 
     async def recover(self) -> None:
         """Take up every session that was at work when the last process ended.

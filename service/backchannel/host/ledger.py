@@ -17,6 +17,7 @@ from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
 from backchannel.host.tail import Tail
 from backchannel.log.protocol import Append, Head
+from backchannel.observer import SessionWatch
 from backchannel.session.framing import framed
 from backchannel.v1 import event_pb2
 
@@ -62,11 +63,18 @@ class Ledger:
         committed_seq: The newest event that is in the log already.
         committer: Who writes.
         config: The size of the tail.
+        watch: Is told what is decided; None if nobody watches.
     """
 
     def __init__(
-        self, author: Author, committed_seq: int, committer: Committer, config: HostConfig
+        self,
+        author: Author,
+        committed_seq: int,
+        committer: Committer,
+        config: HostConfig,
+        watch: SessionWatch | None = None,
     ) -> None:
+        self._watch = watch
         self._author = author
         self._committer = committer
         self._config = config
@@ -94,17 +102,28 @@ class Ledger:
         if not self._raw:
             self._committer.enlist(self)
         size = 0
+        loud = False
         for event in events:
             raw = event.SerializeToString()
             size += len(raw)
             self._raw.append(raw)
             self._framed.append(framed(raw))
             if event.WhichOneof("kind") not in _QUIET_KINDS:
-                self._head_due = True
+                loud = self._head_due = True
                 self._committer.hurry()
         self._raw_bytes += size
         self._committer.owe(size)
         self.decided_seq += len(events)
+        if loud and self._watch is not None:
+            self._tell(self._watch, events)
+
+    def _tell(self, watch: SessionWatch, events: Sequence[event_pb2.Event]) -> None:
+        for event in events:
+            kind = event.WhichOneof("kind")
+            if kind is not None and kind not in _QUIET_KINDS:
+                then = watch.decided(kind, event)
+                if then is not None:
+                    self.after_commit(then)
 
     @property
     def behind(self) -> int:

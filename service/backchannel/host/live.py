@@ -45,6 +45,7 @@ from backchannel.host.questions import can_continue, check_message
 from backchannel.host.reader import Lag, Reader
 from backchannel.host.runner import EngineRun, Runner, Spawn
 from backchannel.log.protocol import Checkpoint, Head, Log, not_found, trimmed
+from backchannel.observer import Observer
 from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
 from backchannel.session.session import Session
 from backchannel.session.table import Phase
@@ -68,6 +69,7 @@ class Resources:
         rng: For jitter.
         gone: Called when a session is of no more use in memory.
         rested: Called when a session has come to rest, with everything committed.
+        observer: Watches sessions.
     """
 
     log: Log
@@ -80,6 +82,7 @@ class Resources:
     rng: random.Random
     gone: Callable[[LiveSession], None]
     rested: Callable[[LiveSession], None]
+    observer: Observer
 
 
 class LiveSession:
@@ -95,7 +98,8 @@ class LiveSession:
         self.closed_seq = 0
         self.used_ns = resources.clock.now_ns()
         config = resources.config
-        self.ledger = Ledger(self, committed_seq, resources.committer, config)
+        self._watch = resources.observer.session(self.session_id)
+        self.ledger = Ledger(self, committed_seq, resources.committer, config, self._watch)
         self._core = core
         self._resources = resources
         self._log = resources.log
@@ -200,6 +204,11 @@ class LiveSession:
         cursor = None if snapshot else after_seq
         lag = Lag(max_lag_events, snapshot)
         reader = Reader(self, cursor, self._log, self._clock, config, lag)
+        if self._watch is not None:
+            last_seq = self.ledger.committed_seq
+            reader.watch = self._watch.reader(
+                reader, after_seq=after_seq, last_seq=last_seq, snapshot=snapshot
+            )
         self._readers.add(reader)
         self._count_readers()
         if snapshot:
@@ -280,7 +289,8 @@ class LiveSession:
             self.ledger.write(decision.events)
         for effect in effects:
             if type(effect) is StartEngine:
-                self._runs[effect.run_id] = self._resources.runner.start(effect, self)
+                watch = self._watch.run(effect) if self._watch is not None else None
+                self._runs[effect.run_id] = self._resources.runner.start(effect, self, watch)
             elif type(effect) is HoldEngine:
                 held = self._runs.get(effect.run_id)
                 if held is not None:
@@ -421,6 +431,8 @@ class LiveSession:
             self.ledger.give_up(error)
             return
         self._fault = error
+        if self._watch is not None:
+            self._watch.lost(error.reason.value)
         for run in self._runs.values():
             run.abandon()
         self._runs.clear()
@@ -579,6 +591,8 @@ class LiveSession:
         if self._gone is not None:
             return
         self._gone = error
+        if self._watch is not None:
+            self._watch.gone(error.reason.value)
         for run in self._runs.values():
             run.abandon()
         self._runs.clear()

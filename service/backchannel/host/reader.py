@@ -26,6 +26,7 @@ from backchannel.host.clock import SECOND_NS, Clock
 from backchannel.host.config import HostConfig
 from backchannel.host.ledger import Ledger
 from backchannel.log.protocol import Log
+from backchannel.observer import ReaderWatch
 from backchannel.session.framing import framed
 from backchannel.v1 import frame_pb2
 
@@ -123,6 +124,7 @@ class Reader:
         self._heartbeat_ns = round(config.heartbeat_s * SECOND_NS)
         self._timer = clock.call_at(self._spoke_ns + self._heartbeat_ns, self._look_at_clock)
         self._last_words: asyncio.Future[None] | None = None
+        self.watch: ReaderWatch | None = None
 
     # --- for whoever writes the stream -------------------------------------------------------
 
@@ -215,6 +217,8 @@ class Reader:
         return b"".join(map(framed, events))
 
     def _heartbeat(self) -> bytes:
+        if self.watch is not None:
+            self.watch.heartbeat()
         seconds, nanos = divmod(self._clock.now_ns(), SECOND_NS)
         heartbeat = frame_pb2.Heartbeat(
             seq=self._cursor, time=Timestamp(seconds=seconds, nanos=nanos)
@@ -279,6 +283,8 @@ class Reader:
         if self._closed:
             return
         self._closed = True
+        if self.watch is not None:
+            self.watch.closed(goodbye=self._goodbye)
         self._timer.cancel()
         self._snapshot.clear()
         self._lane.clear()
@@ -305,6 +311,11 @@ class Reader:
     def counts(self) -> bool:
         """Whether somebody reads, as far as the disconnect policy is concerned."""
         return not (self._closed or self._half_closed)
+
+    @property
+    def lag(self) -> int:
+        """How many committed events it has not taken."""
+        return 0 if self.wants_snapshot else self._ledger.committed_seq - self._cursor
 
     @property
     def is_closed(self) -> bool:

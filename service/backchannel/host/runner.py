@@ -31,6 +31,7 @@ from backchannel.engines.routing import Target, moves_on, nobody
 from backchannel.errors import BackchannelError, Reason
 from backchannel.host.admission import Admission, Ticket
 from backchannel.host.clock import SECOND_NS, Clock, Timer
+from backchannel.observer import RunWatch
 from backchannel.session.decision import StartEngine
 from backchannel.v1 import session_pb2
 
@@ -90,9 +91,17 @@ class EngineRun:
         effect: What to ask.
         listener: Whom to feed.
         runner: What it needs of the process.
+        watch: Watches it; None if nobody does.
     """
 
-    def __init__(self, effect: StartEngine, listener: Listener, runner: Runner) -> None:
+    def __init__(
+        self,
+        effect: StartEngine,
+        listener: Listener,
+        runner: Runner,
+        watch: RunWatch | None = None,
+    ) -> None:
+        self._watch = watch
         self.run_id = effect.run_id
         self._effect = effect
         self._listener: Listener | None = listener
@@ -117,6 +126,8 @@ class EngineRun:
         if self._stopped:
             return
         self._stopped = True
+        if self._watch is not None:
+            self._watch.stop()
         self.hold(False)
         generation, ticket = self._generation, self._ticket
         if generation is not None:
@@ -170,6 +181,8 @@ class EngineRun:
                 self._limit.cancel()
 
     def _fail(self, error: BackchannelError) -> None:
+        if self._watch is not None:
+            self._watch.failed(error)
         if self._listener is not None:
             self._listener.run_failed(self.run_id, error)
 
@@ -189,6 +202,8 @@ class EngineRun:
                 if self._begun or self._told_to_stop() or not moves_on(error):
                     raise
                 failures.append((target.name, error))
+                if self._watch is not None:
+                    self._watch.failed(error, passed_over=True)
                 if number < len(route.targets):
                     _logger.warning(
                         "engine_passed_over",
@@ -226,10 +241,14 @@ class EngineRun:
         )
         if may_be_unable:
             _check(target, prompt)  # Before anybody waits for what cannot be.
+        if self._watch is not None:
+            self._watch.queued(target.engine.name, target.card.name)
         ticket = self._ticket = self._runner.admission.enter(target, goes_on=_goes_on(effect))
         try:
             if not await ticket.wait() or self._told_to_stop():
                 return _NOTHING_DONE
+            if self._watch is not None:
+                self._watch.admitted()
             if self._listener is not None:
                 self._listener.run_admitted(self.run_id, target.name)
             if self._told_to_stop():
@@ -246,15 +265,20 @@ class EngineRun:
             ticket.leave()
 
     def _finish(self, finished: Finished) -> None:
+        if self._watch is not None:
+            self._watch.finished(finished)
         if self._listener is not None:
             self._listener.run_finished(self.run_id, finished.cause.value, finished.usage)
 
     async def _feed(self, generation: Generation) -> Finished | None:
         run_id = self.run_id
+        watch = self._watch
         if self._held is not None:
             await self._held
         async for item in generation:
             self._begun = True
+            if watch is not None:
+                watch.output(item)
             listener = self._listener
             if listener is None:
                 if type(item) is Finished:
@@ -274,6 +298,8 @@ class EngineRun:
                 await listener.caught_up()
             if self._held is not None:
                 await self._held
+                if watch is not None:
+                    watch.pause()
         return None
 
 
@@ -341,8 +367,10 @@ class Runner:
         if all(map(self.admission.full, targets)):
             raise self.admission.busy(targets[0])
 
-    def start(self, effect: StartEngine, listener: Listener) -> EngineRun:
+    def start(
+        self, effect: StartEngine, listener: Listener, watch: RunWatch | None = None
+    ) -> EngineRun:
         """Ask an engine; the answer goes to the listener."""
-        run = EngineRun(effect, listener, self)
+        run = EngineRun(effect, listener, self, watch)
         run.start()
         return run

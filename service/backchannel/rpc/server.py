@@ -24,6 +24,7 @@ from backchannel.engines.registry import EngineRegistry
 from backchannel.host.host import Host
 from backchannel.listen import Address
 from backchannel.log.registry import open_log
+from backchannel.observer import SILENT, Observer
 from backchannel.rpc import conversation, reflection, settings
 from backchannel.rpc.conversation import Conversations
 from backchannel.rpc.health import SERVICE as HEALTH
@@ -76,9 +77,13 @@ class Server:
     Args:
         config: How it is to run.
         doors: What it offers beside its own services.
+        observer: Watches all it does.
     """
 
-    def __init__(self, config: ServeConfig, doors: Sequence[Door] = ()) -> None:
+    def __init__(
+        self, config: ServeConfig, doors: Sequence[Door] = (), observer: Observer = SILENT
+    ) -> None:
+        self._observer = observer
         self.config = config
         self._doors = doors
         self._exits = AsyncExitStack()
@@ -114,7 +119,7 @@ class Server:
         """
         async with AsyncExitStack() as exits:
             self._grpc = grpc.aio.server(
-                interceptors=(Guard(),),
+                interceptors=(Guard(self._observer),),
                 options=settings.server_options(self.config),
                 maximum_concurrent_rpcs=self.config.max_calls,
             )
@@ -125,8 +130,14 @@ class Server:
             self.log_address = log.address
             self.engines = await exits.enter_async_context(settings.engines(self.config))
             self.host = await exits.enter_async_context(
-                Host(log=log, engines=self.engines, config=self.config.sessions)
+                Host(
+                    log=log,
+                    engines=self.engines,
+                    config=self.config.sessions,
+                    observer=self._observer,
+                )
             )
+            await exits.enter_async_context(self._observer.watching(self.host))
             self._register()
             await self._health.starting()
             await self._grpc.start()
