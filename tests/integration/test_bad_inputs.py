@@ -432,8 +432,8 @@ CALLS: dict[str, tuple[str, Callable[[Facts], Message | bytes], Verdict]] = {
     ),
     "ListSessions: filter": (
         "ListSessions",
-        lambda _: pb.ListSessionsRequest(filter='labels.a = "b"'),
-        LATER,
+        lambda _: pb.ListSessionsRequest(filter='labels.a = "b" AND model = "c"'),
+        INVALID,
     ),
     "Probe: too many": (PROBE, lambda _: Probe(count=10_001), OUT_OF_RANGE),
     "Probe: too much": (PROBE, lambda _: Probe(padding_bytes=65_537), OUT_OF_RANGE),

@@ -29,9 +29,15 @@ class HostConfig:
         frame_bytes: The most bytes of events in one frame, unless one event alone is larger.
         tail_events: Committed events of a session kept in memory for its readers.
         tail_bytes: The most bytes of them.
-        read_events: How many events are read from the log at once when a session is loaded.
+        read_events: How many events are read from the log at once when a session is loaded; others
+            get their turn in between.
+        checkpoint_events: A session that comes to rest so many events after its last checkpoint
+            gets a new one. No more than that are read when it is loaded, but for what came since it
+            last was at rest.
         stop_limit_s: A generation that has not ended so long after it was told to stop is dropped.
         idle_before_passive_s: A session stays in memory at least so long after its last use.
+        expire_after_s: A session in which nothing has happened for so long is deleted, unless a
+            turn runs or a call is open. A change holds for a session from its next event on.
         sweep_s: Time between two rounds of expiry and retention.
         retired_s: How long the id of a deleted or expired session cannot be used again.
         farewell_s: How long a deletion waits for readers to take their `SessionClosed`.
@@ -55,9 +61,11 @@ class HostConfig:
     frame_bytes: int = 256 * 1024
     tail_events: int = 1024
     tail_bytes: int = 256 * 1024
-    read_events: int = 2000
+    read_events: int = 500
+    checkpoint_events: int = 2000
     stop_limit_s: float = 10.0
     idle_before_passive_s: float = 10.0
+    expire_after_s: float = 7 * 24 * 3600.0
     sweep_s: float = 60.0
     retired_s: float = 24 * 3600.0
     farewell_s: float = 2.0

@@ -27,13 +27,21 @@ from backchannel.host.clock import SECOND_NS, Clock, SystemClock, within
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
 from backchannel.host.faults import broken_error, draining_error, moved_error, where
+from backchannel.host.filtering import parse
 from backchannel.host.live import LiveSession, Resources
 from backchannel.host.loading import load
 from backchannel.host.paging import from_token, to_token
 from backchannel.host.questions import check_session
-from backchannel.host.retention import retain
+from backchannel.host.retention import checkpoint, checkpoint_before, retain, retain_at_rest
 from backchannel.host.runner import Runner
-from backchannel.log.protocol import Log, Survival, not_found
+from backchannel.log.protocol import (
+    LIST_BYTES,
+    AppendConflictError,
+    Excess,
+    Log,
+    Survival,
+    not_found,
+)
 from backchannel.observer import SILENT, Observer
 from backchannel.session.configuration import config_digest, effective_config
 from backchannel.session.forks import forked
@@ -51,6 +59,8 @@ DEFAULT_PAGE_SIZE: Final = 50
 MAX_PAGE_SIZE: Final = 200
 ID_BYTES: Final = 18
 EXPIRED_AT_ONCE: Final = 100
+# How much later than it was made a summary may be committed.
+SWEEP_OVERLAP_NS: Final = 60 * SECOND_NS
 # Ending a turn takes as long as an engine may take to confirm its stop, and a commit.
 ENDING_S: Final = 2.5
 
@@ -152,6 +162,7 @@ class Host:
         self._group = asyncio.TaskGroup()
         self._tasks: set[asyncio.Task[None]] = set()
         self._draining = False
+        self._swept_ns = 0
 
     async def __aenter__(self) -> Self:
         """Begin; sessions are taken up on demand, or by `recover`."""
@@ -281,30 +292,32 @@ class Host:
     ) -> tuple[list[session_pb2.Session], str]:
         """A page of sessions, newest first, and the token of the next page (empty on the last).
 
+        Without the histories that they were created with. May have fewer sessions than it could.
+
         Raises:
-            BackchannelError: `NOT_IMPLEMENTED` for a filter, `FIELD_INVALID` for a bad token.
+            BackchannelError: `FIELD_INVALID` for a bad filter or token, `FIELD_TOO_LONG`.
         """
-        if filter:
-            raise BackchannelError(
-                Reason.NOT_IMPLEMENTED,
-                "listing by labels is not there yet; leave it empty",
-                field="filter",
-            )
+        labels = parse(filter)
         size = min(page_size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
-        lines = await self._log.list(before=from_token(page_token), limit=size + 1)
+        lines = await self._log.list(
+            before=from_token(page_token), limit=size + 1, labels=labels, max_bytes=LIST_BYTES
+        )
+        # Large ones make a page short, and then nobody has looked whether there are more.
+        full = sum(len(line.session) for line in lines) >= LIST_BYTES
         sessions = []
         for line in lines[:size]:
-            view = session_pb2.Session.FromString(line.head.session)
+            view = session_pb2.Session.FromString(line.session)
             live = self._live.get(line.session_id)
             if live is not None:
                 try:
-                    view = await live.view()
+                    view = await live.view(history=False)
                 except BackchannelError:
                     _logger.info("listed_as_logged")  # As it was when last all was well.
             sessions.append(view)
-        if len(lines) <= size:
+        if len(lines) <= size and not full:
             return sessions, ""
-        return sessions, to_token(lines[size - 1].update_time_ns, lines[size - 1].session_id)
+        last = lines[:size][-1]
+        return sessions, to_token(last.update_time_ns, last.session_id)
 
     async def delete(self, session_id: str) -> None:
         """End a session, tell its readers, and delete its log.
@@ -481,6 +494,7 @@ class Host:
             frame_id=wish.frame_id,
             now_ns=self._clock.now_ns(),
             ids=self._ids,
+            expire_after_ns=round(self._config.expire_after_s * SECOND_NS),
         )
         live = LiveSession(core, self._resources, committed_seq=0)
         self._live[session_id] = live
@@ -578,10 +592,16 @@ class Host:
         if live.retention_due:
             # Between two turns of a busy session: now or never.
             live.retention_due = False
-            checkpoint = live.checkpoint()
-            if checkpoint is not None:
+            record = live.checkpoint()
+            if record is not None:
                 retention, now_ns = self._config.retention, self._clock.now_ns()
-                self._spawn(retain(live, self._log, retention, now_ns, checkpoint), "retain")
+                self._spawn(retain(live, self._log, retention, now_ns, record), "retain")
+        elif live.ledger.committed_seq - live.saved_seq >= self._config.checkpoint_events:
+            record = live.checkpoint()
+            if record is not None:
+                # Said now, so that it is not made once more while it is under way.
+                live.saved_seq = record.seq
+                self._spawn(checkpoint(live, self._log, record), "checkpoint")
 
     # --- the sweep ---------------------------------------------------------------------------
 
@@ -611,9 +631,37 @@ class Host:
             except BackchannelError as error:
                 if error.reason is not Reason.SESSION_NOT_FOUND:
                     raise
-        for live in list(self._live.values()):
-            await retain(live, self._log, self._config.retention, now_ns)
+        since_ns = self._swept_ns - SWEEP_OVERLAP_NS
+        for excess in await self._log.excess(self._config.retention, now_ns, since_ns):
+            live = self._live.get(excess.session_id)
+            if live is not None:
+                await retain(live, self._log, self._config.retention, now_ns)
+            else:
+                await self._retain_at_rest(excess)
+        self._swept_ns = now_ns
+        await self._checkpoint_the_restless()
         await self._log.sweep(now_ns)
+
+    async def _retain_at_rest(self, excess: Excess) -> None:
+        while (under_way := self._under_way(excess.session_id)) is not None:
+            await asyncio.wait([under_way])
+        if excess.session_id in self._live:
+            return  # It has a summary soon, and is told of again.
+        work = retain_at_rest(
+            excess, self._log, ids=self._ids, chunk_events=self._config.read_events
+        )
+        try:
+            await self._work(excess.session_id, work)
+        except (BackchannelError, AppendConflictError) as error:
+            _logger.warning("retention_failed", detail=str(error))
+
+    async def _checkpoint_the_restless(self) -> None:
+        """For sessions where one turn follows the other, so that none is made at rest."""
+        for live in list(self._live.values()):
+            seq = live.rested_seq
+            if seq - live.saved_seq >= 2 * self._config.checkpoint_events and not live.resting:
+                ids, chunk_events = self._ids, self._config.read_events
+                await checkpoint_before(live, self._log, seq, ids=ids, chunk_events=chunk_events)
 
     # --- tasks -------------------------------------------------------------------------------
 

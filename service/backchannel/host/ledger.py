@@ -16,7 +16,7 @@ from backchannel.errors import BackchannelError
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
 from backchannel.host.tail import Tail
-from backchannel.log.protocol import Append, Head
+from backchannel.log.protocol import Append, Head, Origin
 from backchannel.observer import SessionWatch
 from backchannel.session.framing import framed
 from backchannel.v1 import event_pb2
@@ -34,6 +34,10 @@ class Author(Protocol):
 
     def summary(self) -> Head:
         """What the log keeps beside the events, as of the newest decision."""
+        ...
+
+    def origin(self) -> Origin:
+        """What it keeps of the session that never changes."""
         ...
 
     @property
@@ -189,10 +193,11 @@ class Ledger:
         """What there is to write now."""
         if not self._raw:
             return None
-        author, head = self._author, None
+        author, head, origin = self._author, None, None
         if self._head_due:
             try:
                 head = author.summary()
+                origin = None if self.committed_seq else author.origin()
             except Exception as error:  # noqa: BLE001 - one session's bug must not stop the writing
                 author.refused(error)
                 return None
@@ -200,7 +205,8 @@ class Ledger:
         raw, self._raw = self._raw, []
         self._flight, self._framed = self._framed, []
         self._flight_bytes, self._raw_bytes = self._raw_bytes, 0
-        return Append(author.session_id, self.committed_seq + 1, raw, author.newest_ns, head)
+        first_seq = self.committed_seq + 1
+        return Append(author.session_id, first_seq, raw, author.newest_ns, head, origin)
 
     def committed(self) -> None:
         """What was taken last is in the log."""

@@ -35,7 +35,7 @@ from backchannel.engines.protocol import (
     ToolCallStart,
 )
 from backchannel.errors import BackchannelError, Reason
-from backchannel.host.clock import Clock, Timer, within
+from backchannel.host.clock import SECOND_NS, Clock, Timer, within
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
 from backchannel.host.faults import broken_error, draining_error, where
@@ -44,7 +44,8 @@ from backchannel.host.loading import load
 from backchannel.host.questions import can_continue, check_message
 from backchannel.host.reader import Lag, Reader
 from backchannel.host.runner import EngineRun, Runner, Spawn
-from backchannel.log.protocol import Checkpoint, Head, Log, not_found, trimmed
+from backchannel.host.saving import Record
+from backchannel.log.protocol import NEVER_NS, Head, Log, Origin, not_found, trimmed
 from backchannel.observer import Observer
 from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
 from backchannel.session.session import Session
@@ -88,6 +89,10 @@ class Resources:
 class LiveSession:
     """One session in memory.
 
+    Attributes:
+        retention_due: Something is to be trimmed as soon as the session rests.
+        saved_seq: Its newest checkpoint; 0 if it has none.
+
     Args:
         core: As after its newest committed event.
         resources: What it shares with the others.
@@ -115,6 +120,8 @@ class LiveSession:
         self._gone: BackchannelError | None = None
         self._draining = False
         self.retention_due = False
+        self.saved_seq = core.saved_seq
+        core.expire_after_ns = round(config.expire_after_s * SECOND_NS)
 
     # --- what doors do -----------------------------------------------------------------------
 
@@ -168,12 +175,12 @@ class LiveSession:
         if state.running is None and not state.queue:  # Its turn starts at once.
             runner.check_room(state.config.model)
 
-    async def view(self) -> session_pb2.Session:
-        """The session, as committed."""
+    async def view(self, *, history: bool = True) -> session_pb2.Session:
+        """The session, as committed; perhaps without the history that it was created with."""
         trouble = self._trouble()
         if trouble is not None:
             raise trouble.with_traceback(None)
-        view = self._core.view()
+        view = self._core.view(history=history)
         await self.ledger.commit()
         return view
 
@@ -376,11 +383,16 @@ class LiveSession:
 
     def summary(self) -> Head:
         """What the log keeps beside the events."""
-        view = self._core.view()
-        # A closed session whose deletion was cut short is deleted by the next sweep.
-        closed = self._core.state.phase is Phase.CLOSED
-        expires_ns = 0 if closed else view.expire_time.ToNanoseconds()
-        return Head(view.SerializeToString(), self._core.active, expires_ns)
+        core = self._core
+        expires_ns = NEVER_NS if core.at_work else core.expire_ns
+        if core.state.phase is Phase.CLOSED:
+            expires_ns = 0  # If its deletion is cut short the next sweep deletes it.
+        return Head(core.summary().SerializeToString(), core.active, expires_ns)
+
+    def origin(self) -> Origin:
+        """What the log keeps of the session that never changes."""
+        origin = self._core.origin()
+        return Origin(origin.SerializeToString(), dict(origin.config.labels))
 
     def landed(self) -> None:
         """An append was committed: show it."""
@@ -485,6 +497,8 @@ class LiveSession:
             self.ledger.restart(last_seq)
         lost, self._fault = self._fault, None
         self._core = core
+        core.expire_after_ns = round(self._resources.config.expire_after_s * SECOND_NS)
+        self.saved_seq = core.saved_seq
         self._count = 0
         self.closed_seq = last_seq if core.state.phase is Phase.CLOSED else 0
         _logger.info("session_is_back", last_seq=last_seq)
@@ -517,7 +531,7 @@ class LiveSession:
     @property
     def expire_ns(self) -> int:
         """When the session expires if nothing happens in it."""
-        return int(self._core.view().expire_time.ToNanoseconds())
+        return NEVER_NS if self._core.at_work else self._core.expire_ns
 
     def config_matches(self, digest: bytes) -> bool:
         """Whether the session was created with the configuration of this digest."""
@@ -551,11 +565,17 @@ class LiveSession:
         farewells = [reader.gone() for reader in self._readers]
         await within(self._clock, self._resources.config.farewell_s, farewells)
 
-    def checkpoint(self) -> Checkpoint | None:
+    def checkpoint(self) -> Record | None:
         """The folded state, if now is a moment to take it."""
         if not self.resting or not self._core.quiescent or self.closed_seq:
             return None
-        return Checkpoint(self.ledger.committed_seq, self._core.checkpoint())
+        return Record(self.ledger.committed_seq, self._core.checkpoint_lines())
+
+    @property
+    def rested_seq(self) -> int:
+        """The last event before the running turn; the newest committed one with none running."""
+        turn = self._core.state.running
+        return turn.started_seq - 1 if turn is not None else self.ledger.committed_seq
 
     def trimmed(self, earliest_seq: int) -> None:
         """The log begins here now."""

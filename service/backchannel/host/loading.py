@@ -9,8 +9,10 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from backchannel.errors import BackchannelError, Reason
-from backchannel.log.protocol import Log, trimmed
+from backchannel.log.protocol import Checkpoint, Log, trimmed
+from backchannel.session.checkpoint import loading
 from backchannel.session.session import Session
+from backchannel.session.state import SessionState
 from backchannel.v1 import event_pb2
 
 MAX_CHUNK_BYTES: Final = 1024 * 1024
@@ -58,8 +60,8 @@ async def load(
             field="fork.at_seq",
             metadata={"last_seq": str(stored.last_seq)},
         )
-    core = Session.fold(kept.state if kept else None, (), ids=ids)
-    seq = kept.seq if kept else 0
+    core = Session(await _folded(kept), ids)
+    core.saved_seq = seq = kept.seq if kept else 0
     while seq < end:
         raw = await log.read(
             session_id,
@@ -78,6 +80,19 @@ async def load(
         await asyncio.sleep(0)
     core.earliest_seq = stored.earliest_seq
     return core
+
+
+async def _folded(kept: Checkpoint | None) -> SessionState:
+    if kept is None:
+        return SessionState()
+    steps = loading(kept.state)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            state: SessionState = end.value
+            return state
+        await asyncio.sleep(0)
 
 
 def _corrupt(log: Log, what: str) -> BackchannelError:

@@ -208,8 +208,8 @@ class Conversations:
         """A page of sessions, newest first, for callers on this machine.
 
         Raises:
-            BackchannelError: `LIST_NOT_PERMITTED`, `NOT_IMPLEMENTED`, `FIELD_OUT_OF_RANGE`,
-                `FIELD_INVALID`.
+            BackchannelError: `LIST_NOT_PERMITTED`, `FIELD_OUT_OF_RANGE`, `FIELD_INVALID`,
+                `FIELD_TOO_LONG`.
         """
         if not is_local(context):
             raise BackchannelError(
@@ -217,8 +217,6 @@ class Conversations:
                 "session ids are secrets here, so only callers on the server's own machine may"
                 " list them; name the session you know with GetSession",
             )
-        if request.filter:
-            raise _not_implemented("filter", "list without it and choose by the labels")
         if request.page_size > MAX_PAGE_SIZE:
             raise BackchannelError(
                 Reason.FIELD_OUT_OF_RANGE, f"must be at most {MAX_PAGE_SIZE}", field="page_size"
@@ -308,12 +306,6 @@ def _frame_id_error(frame_id: str) -> BackchannelError | None:
 def _clipped(frame_id: str) -> str:
     """Of an id that is too long only as much comes back as one may have."""
     return frame_id[:MAX_FRAME_ID_BYTES]
-
-
-def _not_implemented(field: str, remedy: str) -> BackchannelError:
-    return BackchannelError(
-        Reason.NOT_IMPLEMENTED, f"this server does not have it yet; {remedy}", field=field
-    )
 
 
 def _rejected(frame_id: str, error: BackchannelError) -> frame_pb2.Receipt:

@@ -2,16 +2,20 @@
 
 Private to the service and versioned: a reader refuses a version it does not know. Version 1 has
 neither the timing of a turn nor the place of a call in its text; version 2 knows no calls that
-outlive their turn. Made only while nothing runs and no call is open, so a running turn or an open
-call is always told by events that are still there. The encoding is a CRC-32 in hexadecimal and
-JSON, with protobuf messages as base64 of their bytes.
+outlive their turn; version 3 is one object and not lines. Made only while nothing runs and no call
+is open, so a running turn or an open call is always told by events that are still there.
+
+The encoding is a CRC-32 in hexadecimal and lines of JSON, with protobuf messages as base64 of their
+bytes: what there is one of, the configuration, one line a turn and one a frame. A turn that is not
+the last hardly ever changes again, nor does a frame that was answered, so their lines are kept and
+a checkpoint costs what is new since the one before. Nor does reading it block: see `loading`.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any, Final, TypeVar
 from zlib import crc32
 
@@ -26,8 +30,10 @@ from backchannel.session.table import Phase
 from backchannel.session.turn import Call, Deferred, Mark, Pace, Round, Turn
 from backchannel.v1 import event_pb2, session_pb2
 
-VERSION: Final = 3
-READABLE: Final = (1, 2, VERSION)
+VERSION: Final = 4
+READABLE: Final = (1, 2, 3, VERSION)
+# Lines read before others get their turn: about a millisecond.
+_SLICE: Final = 50
 FRAMES_KEPT_NS: Final = 24 * 3600 * SECOND_NS
 
 _M = TypeVar("_M", bound=Message)
@@ -51,44 +57,74 @@ def dump(state: SessionState) -> bytes:
     Raises:
         ValueError: A turn runs, or a call is open.
     """
+    return packed(lines(state))
+
+
+def packed(parts: Sequence[bytes]) -> bytes:
+    """A checkpoint of its lines. Touches nothing else, so that a large one may be made anywhere."""
+    body = b"\n".join(parts)
+    return b"%08x" % crc32(body) + body
+
+
+def lines(state: SessionState) -> list[bytes]:
+    """A checkpoint's lines.
+
+    Raises:
+        ValueError: A turn runs, or a call is open.
+    """
     if state.phase is not Phase.IDLE or state.open:
         raise ValueError(f"no checkpoint while {state.phase.value}, {len(state.open)} calls open")
     oldest_ns = state.update_ns - FRAMES_KEPT_NS
     record: dict[str, Any] = {
         "version": VERSION,
         "session_id": state.session_id,
-        "config": _pack(state.config),
         "config_digest": state.config_digest.hex(),
         "last_seq": state.last_seq,
         "create_ns": state.create_ns,
         "update_ns": state.update_ns,
         "content_bytes": state.content_bytes,
         "total_usage": _pack(state.total_usage),
-        "turns": [_dump_turn(turn) for turn in state.turns],
+        "turns": len(state.turns),
         "queue": [
             [queued.frame_id, _pack(queued.message), queued.seq, queued.time_ns, queued.urgent]
             for queued in state.queue
-        ],
-        "frames": [
-            [
-                frame_id,
-                frame.digest.hex(),
-                frame.seq,
-                frame.turn_id,
-                frame.time_ns,
-                frame.rank,
-                frame.delivery,
-            ]
-            for frame_id, frame in state.frames.applied()
-            if frame.time_ns >= oldest_ns
         ],
     }
     if state.deferred:
         record["deferred"] = [_dump_deferred(ended) for ended in state.deferred]
     if state.history_dropped:
         record["history_dropped"] = state.history_dropped
-    body = json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
-    return b"%08x" % crc32(body) + body
+    if not state.config_line:
+        state.config_line = base64.b64encode(state.config.SerializeToString())
+    made = [_line(record), state.config_line]
+    for turn in state.turns[:-1]:
+        if not turn.line:
+            turn.line = _line(_dump_turn(turn))
+        made.append(turn.line)
+    # The last turn may still be cut.
+    made += [_line(_dump_turn(turn)) for turn in state.turns[-1:]]
+    for frame_id, frame in state.frames.applied():
+        if frame.time_ns < oldest_ns:
+            continue
+        if not frame.line:
+            frame.line = _line(
+                [
+                    frame_id,
+                    frame.digest.hex(),
+                    frame.seq,
+                    frame.turn_id,
+                    frame.time_ns,
+                    frame.rank,
+                    frame.delivery,
+                ]
+            )
+        made.append(frame.line)
+    return made
+
+
+def _line(record: Any) -> bytes:
+    # JSON has no line breaks in it but those that are asked for.
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def _dump_deferred(ended: Deferred) -> list[Any]:
@@ -154,28 +190,58 @@ def load(data: bytes) -> SessionState:
     Raises:
         BackchannelError: `LOG_CORRUPT`: the bytes are damaged or of another version.
     """
+    steps = loading(data)
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            state: SessionState = end.value
+            return state
+
+
+def loading(data: bytes) -> Generator[None, None, SessionState]:
+    """Decode a state in small steps, so that others get their turn in between.
+
+    Raises:
+        BackchannelError: `LOG_CORRUPT`: the bytes are damaged or of another version.
+    """
     try:
         body = data[8:]
         if int(data[:8], 16) != crc32(body):
             raise ValueError("the checksum does not fit")
-        record = json.loads(body)
+        head, *rest = body.split(b"\n")
+        record = json.loads(head)
         if record["version"] not in READABLE:
             raise BackchannelError(
                 Reason.LOG_CORRUPT,
                 f"a checkpoint of this session has version {record['version']}, "
                 f"this program reads up to {VERSION}; use the program that wrote it",
             )
-        return _load(record)
+        if record["version"] < 4:
+            # It was one object, of which turns and frames were parts.
+            config, turns = record["config"].encode(), [(turn, b"") for turn in record["turns"]]
+            frames = [(frame, b"") for frame in record["frames"]]
+            yield
+            return (yield from _load(record, config, iter(turns), iter(frames)))
+        count = record["turns"]
+        turns_read = ((json.loads(line), line) for line in rest[1 : 1 + count])
+        frames_read = ((json.loads(line), line) for line in rest[1 + count :])
+        return (yield from _load(record, rest[0], turns_read, frames_read))
     except (ValueError, KeyError, TypeError, IndexError, DecodeError, RecursionError) as error:
         raise BackchannelError(
             Reason.LOG_CORRUPT, "a checkpoint of this session is damaged"
         ) from error
 
 
-def _load(record: dict[str, Any]) -> SessionState:
+def _load(
+    record: dict[str, Any],
+    config: bytes,
+    turns: Iterator[tuple[dict[str, Any], bytes]],
+    frames: Iterator[tuple[list[Any], bytes]],
+) -> Generator[None, None, SessionState]:
     state = SessionState(
         session_id=record["session_id"],
-        config=_unpack(session_pb2.SessionConfig, record["config"]),
+        config=session_pb2.SessionConfig.FromString(base64.b64decode(config)),
         config_digest=bytes.fromhex(record["config_digest"]),
         phase=Phase.IDLE,
         last_seq=record["last_seq"],
@@ -183,15 +249,25 @@ def _load(record: dict[str, Any]) -> SessionState:
         update_ns=record["update_ns"],
         content_bytes=record["content_bytes"],
         total_usage=_unpack(session_pb2.Usage, record["total_usage"]),
-        turns=[_load_turn(turn) for turn in record["turns"]],
+        config_line=config,
     )
+    for place, (one, line) in enumerate(turns):
+        turn = _load_turn(one)
+        turn.line = line
+        state.turns.append(turn)
+        if place % _SLICE == _SLICE - 1:
+            yield
     state.calls = {call.call_id: call for turn in state.turns for call in turn.calls}
     for frame_id, message, seq, time_ns, urgent in record["queue"]:
         state.queue.append(
             Queued(frame_id, _unpack(session_pb2.UserMessage, message), seq, time_ns, bool(urgent))
         )
-    for frame_id, digest, *rest in record["frames"]:
-        state.frames.restore(frame_id, FrameRecord(bytes.fromhex(digest), *rest))
+    for place, ((frame_id, digest, *answer), line) in enumerate(frames):
+        frame = FrameRecord(bytes.fromhex(digest), *answer)
+        frame.line = line
+        state.frames.restore(frame_id, frame)
+        if place % (10 * _SLICE) == 10 * _SLICE - 1:
+            yield
     state.deferred = [_load_deferred(ended) for ended in record.get("deferred", ())]
     state.history_dropped = record.get("history_dropped", 0)
     state.credit_window = state.config.limits.max_unacked_chars

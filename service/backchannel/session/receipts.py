@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
 from backchannel.v1 import event_pb2, session_pb2
@@ -40,6 +40,7 @@ class FrameRecord:
         time_ns: When it was applied.
         rank: Of the event that `seq` names.
         delivery: How a message met the session.
+        line: Its part of a checkpoint, once it was made; empty if it was not, or something changed.
     """
 
     digest: bytes
@@ -48,6 +49,7 @@ class FrameRecord:
     time_ns: int
     rank: int = 0
     delivery: session_pb2.Delivery.ValueType = session_pb2.DELIVERY_UNSPECIFIED
+    line: bytes = field(default=b"", compare=False, repr=False)
 
 
 class FrameBook:
@@ -86,6 +88,7 @@ class FrameBook:
                 delivery if kind == "input_accepted" else session_pb2.DELIVERY_UNSPECIFIED,
             )
             return
+        known.line = b""
         if known.delivery and delivery:
             known.delivery = delivery  # A message that stops a turn is logged before the stop.
         if kind == "turn_started":

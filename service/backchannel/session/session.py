@@ -42,7 +42,12 @@ from backchannel.session.tools import Tools
 from backchannel.session.turn import Turn
 from backchannel.session.turns import Turns
 from backchannel.session.validation import check_frame, duration_ns
-from backchannel.session.views import SNAPSHOT_MAX_BYTES, session_view, snapshots
+from backchannel.session.views import (
+    SNAPSHOT_MAX_BYTES,
+    brief_config,
+    session_view,
+    snapshots,
+)
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
 _FRAME_ID_CHARS: Final = 128
@@ -56,11 +61,16 @@ class Session:
     Attributes:
         state: The fold of its events.
         earliest_seq: The oldest event that the log still has; kept by whoever owns the log.
+        saved_seq: Its newest checkpoint in the log, 0 if there is none; likewise.
+        expire_after_ns: How long it stays without an event; as its owner says.
     """
 
     def __init__(self, state: SessionState, ids: Callable[[str], str]) -> None:
         self.state = state
         self.earliest_seq = 1
+        self.saved_seq = 0
+        self.expire_after_ns = SESSION_IDLE_S * SECOND_NS
+        self._brief: session_pb2.SessionConfig | None = None
         self._owner = Owner(absent_since_ns=state.update_ns)
         self._draft = Draft(state)
         self._turns = Turns(self._draft, self._owner, ids)
@@ -77,6 +87,7 @@ class Session:
         frame_id: str = "",
         now_ns: int,
         ids: Callable[[str], str],
+        expire_after_ns: int = SESSION_IDLE_S * SECOND_NS,
     ) -> tuple[Session, Decision]:
         """A new session with its first event.
 
@@ -87,8 +98,10 @@ class Session:
             frame_id: Of the Open that created it, if one did.
             now_ns: The time.
             ids: Makes unguessable ids from a prefix.
+            expire_after_ns: How long it stays without an event.
         """
         session = cls(SessionState(), ids)
+        session.expire_after_ns = expire_after_ns
         draft = session._draft
         draft.begin(now_ns)
         session._owner.absent_since_ns = draft.now_ns
@@ -101,7 +114,7 @@ class Session:
         opened.last_seq = opened.earliest_seq = 1
         opened.create_time.CopyFrom(stamp_of(draft.now_ns))
         opened.update_time.CopyFrom(opened.create_time)
-        opened.expire_time.CopyFrom(stamp_of(draft.now_ns + SESSION_IDLE_S * SECOND_NS))
+        opened.expire_time.CopyFrom(stamp_of(draft.now_ns + expire_after_ns))
         draft.put(event)
         return session, draft.take()
 
@@ -150,11 +163,43 @@ class Session:
         """Nothing runs and no call is open, so that a checkpoint may be made."""
         return self.state.phase is Phase.IDLE and not self.state.open
 
-    def view(self) -> session_pb2.Session:
-        """As clients see it."""
+    @property
+    def at_work(self) -> bool:
+        """A turn runs or a call is open, so that it is not idle, however long nothing happens."""
+        return self.state.running is not None or bool(self.state.open)
+
+    @property
+    def expire_ns(self) -> int:
+        """When it expires if nothing happens in it."""
+        return self.state.update_ns + self.expire_after_ns
+
+    def view(self, *, history: bool = True) -> session_pb2.Session:
+        """As clients see it.
+
+        Args:
+            history: Whether with the imported history.
+        """
+        return self._view(self.state.config if history else self._brief_config())
+
+    def summary(self) -> session_pb2.Session:
+        """The same without its configuration, which does not change: see `origin`."""
+        return self._view(None)
+
+    def origin(self) -> session_pb2.Session:
+        """The part that never changes: the configuration, but for the imported history."""
+        return session_pb2.Session(config=self._brief_config())
+
+    def _brief_config(self) -> session_pb2.SessionConfig:
+        if self._brief is None:
+            self._brief = brief_config(self.state.config)
+        return self._brief
+
+    def _view(self, config: session_pb2.SessionConfig | None) -> session_pb2.Session:
         return session_view(
             self.state,
+            config,
             earliest_seq=self.earliest_seq,
+            expire_after_ns=self.expire_after_ns,
             engine_at_work=self._owner.run is not None,
         )
 
@@ -165,6 +210,10 @@ class Session:
     def checkpoint(self) -> bytes:
         """The state, for `fold`. Only while `quiescent`."""
         return checkpoints.dump(self.state)
+
+    def checkpoint_lines(self) -> list[bytes]:
+        """The same as `checkpoint.packed` takes it: cheap, where that may be long."""
+        return checkpoints.lines(self.state)
 
     def config_matches(self, digest: bytes) -> bool:
         """Whether it was created with the configuration of that digest."""

@@ -80,6 +80,7 @@ class SessionState:
         history_dropped: How many exchanges of the imported history are left out of the prompt.
         credit_window: `Limits.max_unacked_chars`; 0 for none.
         content_bytes: Size of what was said, for the limit on a session's growth.
+        config_line: The configuration's part of a checkpoint, once it was made.
     """
 
     session_id: str = ""
@@ -99,6 +100,7 @@ class SessionState:
     total_usage: session_pb2.Usage = field(default_factory=session_pb2.Usage)
     content_bytes: int = 0
     credit_window: int = 0
+    config_line: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def running(self) -> Turn | None:
@@ -314,6 +316,8 @@ class SessionState:
             if call.outcome == OPEN:
                 raise self._corrupt(event, "is a late result of a call that has none in time")
             call.late_results += 1
+            turn = next(turn for turn in reversed(self.turns) if turn.turn_id == call.turn_id)
+            turn.line = b""
         elif not call.open:
             raise self._corrupt(event, "ends a tool call that is not open")
         result = finished.result if finished.HasField("result") else None
@@ -365,7 +369,7 @@ class SessionState:
         history = min(left, len(exchanges(self.config.history)) - self.history_dropped)
         self.history_dropped += history
         for turn in self.droppable()[: left - history]:
-            turn.dropped = True
+            turn.dropped, turn.line = True, b""
 
     def droppable(self) -> list[Turn]:
         """Turns that the prompt can do without, oldest first: ended, and without an open call."""

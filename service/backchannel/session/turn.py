@@ -149,6 +149,7 @@ class Turn:
         kept_chars: How much of the text stays in the context; None while nothing was cut.
         kept_reasoning_chars: The same for reasoning.
         recoveries: How often its process was lost and another went on with it.
+        line: Its part of a checkpoint, once it was made; empty if it was not, or something changed.
     """
 
     turn_id: str
@@ -177,6 +178,7 @@ class Turn:
     usage: session_pb2.Usage | None = None
     timing: session_pb2.Timing | None = None
     error: Status | None = None
+    line: bytes = field(default=b"", compare=False, repr=False)
 
     @property
     def text(self) -> str:

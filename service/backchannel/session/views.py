@@ -6,7 +6,6 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from backchannel.session.configuration import SECOND_NS, SESSION_IDLE_S
 from backchannel.session.state import SessionState, stamp_of
 from backchannel.session.table import Phase
 from backchannel.session.turn import Call, Turn
@@ -63,14 +62,34 @@ def turn_view(turn: Turn) -> session_pb2.Turn:
     )
 
 
+def brief_config(config: session_pb2.SessionConfig) -> session_pb2.SessionConfig:
+    """A configuration without its history, which may be most of it."""
+    brief = session_pb2.SessionConfig()
+    for field, value in config.ListFields():
+        if field.name == "history":
+            continue
+        if field.is_repeated or field.message_type is not None:
+            getattr(brief, field.name).MergeFrom(value)
+        else:
+            setattr(brief, field.name, value)
+    return brief
+
+
 def session_view(
-    state: SessionState, *, earliest_seq: int, engine_at_work: bool
+    state: SessionState,
+    config: session_pb2.SessionConfig | None,
+    *,
+    earliest_seq: int,
+    expire_after_ns: int,
+    engine_at_work: bool,
 ) -> session_pb2.Session:
     """The session as it stands.
 
     Args:
         state: The folded state.
+        config: How much of the configuration is shown.
         earliest_seq: The oldest event that the log still has.
+        expire_after_ns: How long it stays without an event.
         engine_at_work: An engine is being asked, so that the session generates even while some
             calls of the running round are already open.
     """
@@ -80,7 +99,7 @@ def session_view(
         shown = session_pb2.Session.STATE_GENERATING
     return session_pb2.Session(
         session_id=state.session_id,
-        config=state.config,
+        config=config,
         state=shown,
         last_seq=state.last_seq,
         earliest_seq=earliest_seq,
@@ -89,7 +108,7 @@ def session_view(
         total_usage=state.total_usage,
         create_time=stamp_of(state.create_ns),
         update_time=stamp_of(state.update_ns),
-        expire_time=stamp_of(state.update_ns + SESSION_IDLE_S * SECOND_NS),
+        expire_time=stamp_of(state.update_ns + expire_after_ns),
     )
 
 

@@ -196,3 +196,20 @@ async def test_appends_go_on_while_a_large_file_is_scrubbed(
         await log.sweep(T0)
         assert slices.count(0) == 2
         assert not found(tmp_path, secret(NAMES[2]))
+
+
+@pytest.mark.parametrize("seed", [8, *range(scale(0, 40))])
+async def test_pages_in_memory_do_not_bring_it_back(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    async with SqliteLog(tmp_path / "log.db") as log:
+        last = dict.fromkeys(NAMES, 1)
+        await log.append([create(name) for name in NAMES])
+        for name in rng.choices(NAMES, k=800):
+            last[name] += 1
+            await log.append([Append(name, last[name], [secret(name) * 2], T0)])
+        for dead in NAMES[::2]:
+            await log.delete(dead, T0)
+            for name in NAMES[1::2] * 3:
+                last[name] += 1
+                await log.append([Append(name, last[name], [b"y"], T0)])
+    assert not found(tmp_path, *map(secret, NAMES[::2]))
