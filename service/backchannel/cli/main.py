@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from backchannel.cli import bill, chat, edge, models, probe, serve, sessions
+from backchannel.cli import bill, chat, edge, models, probe, serve, sessions, tail
 
 app = typer.Typer(
     name="backchannel",
@@ -45,4 +45,5 @@ app.command()(models.models)
 app.command()(probe.probe)
 app.add_typer(sessions.app, name="sessions")
 app.command()(bill.bill)
+app.command()(tail.tail)
 app.add_typer(edge.app, name="edge")
