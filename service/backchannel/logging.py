@@ -1,7 +1,8 @@
 """The service's own log: structured, to standard error. Never what people or models say.
 
-Code says `structlog.get_logger(__name__).info("event_name", key=value)`; libraries that use the
-standard `logging` end up in the same stream in the same shape.
+Code says `structlog.get_logger(__name__).info("event_name", key=value)`. What libraries say by the
+standard `logging` ends up in the same stream in the same shape, if it is a warning or worse; what
+they were given stays out of it.
 
 An exception is logged with its type and traceback, but without local variables and without its
 message, since messages of libraries quote what they were given.
@@ -10,15 +11,30 @@ message, since messages of libraries quote what they were given.
 from __future__ import annotations
 
 import logging
+import re
 import sys
+import threading
 import traceback
+import types
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import TextIO
+from typing import Final, TextIO
 
 import structlog
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from backchannel.errors import BackchannelError
+
+# Loggers of this name and below are ours, and so is what they are given.
+_OURS: Final = "backchannel"
+_HIDDEN: Final = "…"
+# A library's own words, if it has put them together itself: the first line, and not all of a long
+# one. What comes after it is a dump of objects.
+_MAX_FOREIGN_CHARS: Final = 200
+_CREDENTIALS: Final = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)[^\s/?#@\"']*@")
+_QUERY: Final = re.compile(r"(?P<url>[a-zA-Z][\w+.-]*://[^\s?#\"']*)[?#][^\s\"']*")
+
+_logger = structlog.get_logger(__name__)
 
 
 class LogFormat(StrEnum):
@@ -59,10 +75,16 @@ def configure(
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
+        add_trace,
         describe_exception,
+        hide_credentials,
     ]
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[
+            structlog.stdlib.filter_by_level,
+            *shared,
+            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
+        ],
         wrapper_class=structlog.stdlib.BoundLogger,
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
@@ -70,13 +92,16 @@ def configure(
     renderer: Processor = (
         structlog.dev.ConsoleRenderer(colors=stream.isatty())
         if pretty
-        else structlog.processors.JSONRenderer(sort_keys=True)
+        else structlog.processors.JSONRenderer(sort_keys=True, ensure_ascii=False)
     )
     handler = logging.StreamHandler(stream)
+    handler.addFilter(_is_for_us)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=shared,
+            foreign_pre_chain=[hide_arguments, *shared],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, renderer],
+            use_get_message=False,
+            pass_foreign_args=True,
         )
     )
     # Where a line cannot be written, the standard library would print it with the exception that is
@@ -85,6 +110,89 @@ def configure(
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
+
+
+def change_level(level: LogLevel) -> None:
+    """Write more, or less, from now on."""
+    root = logging.getLogger()
+    if root.level != logging.getLevelName(level.upper()):
+        root.setLevel(level.upper())
+        # At any level: whoever reads the log must know what it leaves out.
+        _logger.log(max(root.level, logging.INFO), "log_level_changed", to=level.value)
+
+
+def catch_what_escapes() -> None:
+    """Log what Python would print of exceptions that nobody has caught, messages and all.
+
+    Only programs that serve call this.
+    """
+
+    def escaped(where: str, error: BaseException | None) -> None:
+        if error is not None and not isinstance(error, KeyboardInterrupt):
+            _logger.critical("exception_escaped", where=where, exc_info=error)
+
+    def of_program(
+        kind: type[BaseException], error: BaseException, trace: types.TracebackType | None
+    ) -> None:
+        escaped("program", error)
+
+    def of_thread(args: threading.ExceptHookArgs) -> None:
+        escaped("thread", args.exc_value)
+
+    def of_nowhere(args: sys.UnraisableHookArgs) -> None:
+        escaped("nowhere", args.exc_value)
+
+    sys.excepthook, threading.excepthook, sys.unraisablehook = of_program, of_thread, of_nowhere
+
+
+def add_trace(logger: WrappedLogger, method_name: str, event_dict: EventDict) -> EventDict:
+    """Add the ids of the trace and span that this belongs to, as OpenTelemetry writes them.
+
+    (https://opentelemetry.io/docs/specs/otel/compatibility/logging_trace_context/) Where nothing is
+    traced, OpenTelemetry is not even loaded.
+    """
+    for name, value in trace_ids().items():
+        event_dict.setdefault(name, value)
+    return event_dict
+
+
+def trace_ids() -> dict[str, str]:
+    """`trace_id` and `span_id` of the present work, in hexadecimal; empty if it is not traced."""
+    trace = sys.modules.get("opentelemetry.trace")
+    if trace is None:
+        return {}
+    context = trace.get_current_span().get_span_context()
+    if not context.is_valid:
+        return {}
+    return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
+
+
+def hide_arguments(logger: WrappedLogger, method_name: str, event_dict: EventDict) -> EventDict:
+    """Take a library's word for what happened, and leave out what it happened to.
+
+    Libraries log what they were given, and some of it is what people say: a request, the repr of an
+    object, the message of an exception. Their own words stay, and numbers.
+    """
+    arguments = event_dict.pop("positional_args", None)
+    template = str(event_dict["event"])
+    record: logging.LogRecord = event_dict["_record"]
+    if record.name.partition(".")[0] == _OURS:
+        event_dict["event"] = _filled(template, arguments)
+        return event_dict
+    event_dict["event"] = _filled(template, _harmless(arguments))
+    lines = event_dict["event"].splitlines() or [""]
+    event_dict["event"] = lines[0][:_MAX_FOREIGN_CHARS]
+    event_dict["where"] = f"{record.module}:{record.lineno}"
+    return event_dict
+
+
+def hide_credentials(logger: WrappedLogger, method_name: str, event_dict: EventDict) -> EventDict:
+    """Leave out what an address may carry beside the place: a name, a password, a key."""
+    for name, value in event_dict.items():
+        if isinstance(value, str) and "://" in value:
+            without = _CREDENTIALS.sub(rf"\g<scheme>{_HIDDEN}@", value)
+            event_dict[name] = _QUERY.sub(rf"\g<url>?{_HIDDEN}", without)
+    return event_dict
 
 
 def describe_exception(logger: WrappedLogger, method_name: str, event_dict: EventDict) -> EventDict:
@@ -124,3 +232,39 @@ def _exception(value: object) -> BaseException | None:
     if isinstance(value, tuple):
         return value[1] if len(value) == 3 and isinstance(value[1], BaseException) else None
     return sys.exc_info()[1] if value else None
+
+
+def _is_for_us(record: logging.LogRecord) -> bool:
+    """Whether a line is worth writing: all of ours, and of libraries what is wrong.
+
+    What they say beside that is about their own work, and full of what they work with.
+    """
+    return (
+        isinstance(record.msg, dict)  # Said by structlog, as ours and engines' of others are.
+        or record.levelno >= logging.WARNING
+        or record.name.partition(".")[0] == _OURS
+    )
+
+
+def _harmless(arguments: object) -> object:
+    if isinstance(arguments, dict):
+        return {name: _hidden(value) for name, value in arguments.items()}
+    return tuple(map(_hidden, arguments)) if isinstance(arguments, Iterable) else ()
+
+
+def _hidden(value: object) -> object:
+    """Numbers stay, and what kind an exception is of."""
+    if value is None or isinstance(value, int | float):
+        return value
+    if isinstance(value, BaseException):
+        return type(value).__name__
+    return _HIDDEN
+
+
+def _filled(template: str, arguments: object) -> str:
+    if not arguments:
+        return template
+    try:
+        return template % arguments
+    except (TypeError, ValueError, KeyError):
+        return template
