@@ -164,7 +164,8 @@ def serve(
     - `BACKCHANNEL_ENGINE_OPTIONS__VLLM__BASE_URL=http://gpu:8000/v1`
 
     The first SIGTERM or Ctrl-C drains: clients are told to go elsewhere, running answers may end.
-    The second one stops at once.
+    The second one stops at once. SIGUSR1 makes the service log all that it can; SIGUSR2 takes that
+    back to --log-level.
     """
     given = {
         "listen": listen,
@@ -200,6 +201,7 @@ def serve(
         hint = f"; is {meant} meant?" if meant else ""
         _complain(f"{name} is no setting and changes nothing{hint}", "Note")
     logging.configure(settings.log_level, settings.log_format)
+    logging.catch_what_escapes()
     raise typer.Exit(asyncio.run(_run(settings)))
 
 
@@ -209,6 +211,7 @@ async def _run(config: ServeConfig) -> int:
     import os
     import signal
 
+    from backchannel import logging
     from backchannel.edge.rendering import EdgeError
     from backchannel.errors import BackchannelError
     from backchannel.rpc.server import ListenError, Server
@@ -229,6 +232,8 @@ async def _run(config: ServeConfig) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, on_signal, number)
+    loop.add_signal_handler(signal.SIGUSR1, logging.change_level, logging.LogLevel.DEBUG)
+    loop.add_signal_handler(signal.SIGUSR2, logging.change_level, config.log_level)
     try:
         # Envoy outlives the service: what the service says at the end has to get out.
         async with BrowserEdge(config) as edge, Server(config, doors=[doors]) as server:
