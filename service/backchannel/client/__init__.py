@@ -9,7 +9,7 @@ from backchannel.client.answer import Answer, Reply
 from backchannel.client.client import DEFAULT_TARGET, Client
 from backchannel.client.config import ClientConfig
 from backchannel.client.connection import Connected, ConnectionChange, Lost
-from backchannel.client.conversation import Conversation, Events
+from backchannel.client.conversation import Conversation, Events, Turns
 from backchannel.client.errors import (
     ClientError,
     ClosedError,
@@ -21,12 +21,14 @@ from backchannel.client.errors import (
     ToolFailedError,
     TurnFailedError,
 )
-from backchannel.client.tools import Tool, ToolContext, tool
+from backchannel.client.shape import AnswerShape
+from backchannel.client.tools import Scheduled, Tool, ToolContext, tool
 from backchannel.v1.event_pb2 import Channel, Event, Keep
 from backchannel.v1.frame_pb2 import ClientFrame, Interrupt, Receipt, ReceiptStatus, Snapshot
 from backchannel.v1.model_service_pb2 import Model
 from backchannel.v1.session_pb2 import (
     Content,
+    ContextPolicy,
     Delivery,
     DisconnectPolicy,
     FinishReason,
@@ -36,12 +38,14 @@ from backchannel.v1.session_pb2 import (
     ResponseFormat,
     Role,
     Sampling,
+    Scheduling,
     Session,
     SessionConfig,
     SideEffect,
     Timing,
     ToolCallOutcome,
     ToolDisposition,
+    ToolOutcome,
     Usage,
     UserMessage,
 )
@@ -49,6 +53,7 @@ from backchannel.v1.session_pb2 import (
 __all__ = [
     "DEFAULT_TARGET",
     "Answer",
+    "AnswerShape",
     "Channel",
     "Client",
     "ClientConfig",
@@ -58,6 +63,7 @@ __all__ = [
     "Connected",
     "ConnectionChange",
     "Content",
+    "ContextPolicy",
     "Conversation",
     "CursorTrimmedError",
     "Delivery",
@@ -80,6 +86,8 @@ __all__ = [
     "ResponseFormat",
     "Role",
     "Sampling",
+    "Scheduled",
+    "Scheduling",
     "Session",
     "SessionConfig",
     "SessionGoneError",
@@ -92,7 +100,9 @@ __all__ = [
     "ToolContext",
     "ToolDisposition",
     "ToolFailedError",
+    "ToolOutcome",
     "TurnFailedError",
+    "Turns",
     "Usage",
     "UserMessage",
     "tool",

@@ -109,11 +109,15 @@ class _Call:
             async with self._scope, self._slots:
                 self._at_work = not self._stopped
                 if self._at_work:
-                    result = await self._tool.run(self._arguments_json, self._context)
+                    result = await self._tool.run(
+                        self._arguments_json, self._context, self._deliver
+                    )
         except TimeoutError:
             # A TimeoutError of the tool's own is a result by now. This one is the deadline's, at
             # which the server has told the model "timed out", or the call is over already.
             logger.info("tool call %s ran out of time or was stopped", self.call_id)
+        except StatusError as refused:  # A part of the result was.
+            result = self._refusal(refused)
         finally:
             self._at_work = False
             self._context.cancelled.set()
@@ -142,16 +146,26 @@ class _Call:
     def _next_deadline_s(self) -> float:
         return min(self._loop.time() + self._idle_s, self._deadline_s)
 
+    async def _deliver(self, part: ToolResult) -> None:
+        await self._outbox.send(ClientFrame(frame_id=new_id(), tool_result=part))
+        if self._at_work and not self._scope.expired():
+            self._scope.reschedule(self._next_deadline_s())
+
     async def _answer(self, result: ToolResult) -> None:
         try:
             await self._outbox.send(ClientFrame(frame_id=new_id(), tool_result=result))
         except StatusError as error:
-            if error.code != code_pb2.INVALID_ARGUMENT or result.HasField("error"):
+            if result.HasField("error"):
                 raise
-            # Too long, for one. Without any result the model would wait until the deadline.
-            refused = ToolError(message=f"the result was refused: {error}", code=error.reason)
-            instead = ToolResult(call_id=self.call_id, error=refused)
-            await self._outbox.send(ClientFrame(frame_id=new_id(), tool_result=instead))
+            await self._answer(self._refusal(error))
+
+    def _refusal(self, refused: StatusError) -> ToolResult:
+        """What the model is told when the server does not take a result: it may be too long."""
+        if refused.code != code_pb2.INVALID_ARGUMENT:
+            raise refused
+        # Without any result the model would wait until the deadline.
+        error = ToolError(message=f"the result was refused: {refused}", code=refused.reason)
+        return ToolResult(call_id=self.call_id, error=error, scheduling=self._tool.scheduling)
 
 
 def _left_s(deadline: Timestamp, now: Timestamp) -> float:

@@ -20,11 +20,13 @@ from backchannel.client.errors import (
 )
 from backchannel.client.outbox import new_id
 from backchannel.client.schedule import Backoff, LoopTime, Time
+from backchannel.client.shape import AnswerShape, response_format_of
 from backchannel.client.stream import Stream
 from backchannel.client.tools import Tool
 from backchannel.v1.conversation_service_pb2 import (
     CreateSessionRequest,
     DeleteSessionRequest,
+    Fork,
     GetSessionRequest,
     ListSessionsRequest,
 )
@@ -33,10 +35,10 @@ from backchannel.v1.frame_pb2 import Open, Resume, Snapshot
 from backchannel.v1.model_service_pb2 import ListModelsRequest, Model
 from backchannel.v1.model_service_pb2_grpc import ModelServiceStub
 from backchannel.v1.session_pb2 import (
+    ContextPolicy,
     DisconnectPolicy,
     Limits,
     Message,
-    ResponseFormat,
     Sampling,
     Session,
     SessionConfig,
@@ -109,7 +111,8 @@ class Client:
         history: Sequence[Message] = (),
         labels: Mapping[str, str] | None = None,
         engine_options: Mapping[str, str] | None = None,
-        response_format: ResponseFormat | None = None,
+        response_format: AnswerShape | None = None,
+        context_policy: ContextPolicy.ValueType = ContextPolicy.CONTEXT_POLICY_UNSPECIFIED,
         session_id: str | None = None,
         snapshot_if_trimmed: bool = False,
         on_connection: Callable[[ConnectionChange], None] | None = None,
@@ -127,7 +130,9 @@ class Client:
             history: A conversation that took place elsewhere, to go on from.
             labels: Free, for the caller.
             engine_options: Settings that each engine documents.
-            response_format: The shape every answer must have.
+            response_format: The shape every answer must have: a pydantic model, a JSON schema as a
+                dictionary, or the contract's message. Read answers with `Reply.parse`.
+            context_policy: What to do when the conversation outgrows the model.
             session_id: 16 to 64 characters of `A-Za-z0-9_-`, a secret. The same id with the same
                 settings is the same session. Default: a new one.
             snapshot_if_trimmed: After a connection so long lost that the events since are no longer
@@ -147,7 +152,8 @@ class Client:
             history=history,
             labels=labels,
             engine_options=engine_options,
-            response_format=response_format,
+            response_format=response_format_of(response_format),
+            context_policy=context_policy,
         )
         return self._conversation(
             Open(create=config), tools, snapshot_if_trimmed, on_connection, on_snapshot
@@ -159,6 +165,7 @@ class Client:
         *,
         after_seq: int = 0,
         snapshot: bool = False,
+        max_lag_events: int = 0,
         tools: Sequence[Tool] = (),
         snapshot_if_trimmed: bool = False,
         on_connection: Callable[[ConnectionChange], None] | None = None,
@@ -172,12 +179,20 @@ class Client:
             session_id: Which session.
             after_seq: The last event handled (`Conversation.seq`). 0: from the beginning.
             snapshot: Begin with the session as it stands (`Conversation.snapshot`) instead.
+            max_lag_events: Most events that this reader may be behind. Further behind, a Snapshot
+                takes the place of those it has missed (`on_snapshot`). Default: any number; the
+                events wait.
             tools: What runs here, of what the session declares.
             snapshot_if_trimmed: As in `converse`.
             on_connection: As in `converse`.
             on_snapshot: As in `converse`.
         """
-        resume = Resume(session_id=session_id, after_seq=after_seq, snapshot=snapshot)
+        resume = Resume(
+            session_id=session_id,
+            after_seq=after_seq,
+            snapshot=snapshot,
+            max_lag_events=max_lag_events,
+        )
         return self._conversation(
             Open(resume=resume), tools, snapshot_if_trimmed, on_connection, on_snapshot
         )
@@ -198,17 +213,27 @@ class Client:
         Raises:
             StatusError: The configuration is refused.
         """
-        wanted = SessionConfig()
-        if config is not None:
-            wanted.CopyFrom(config)
-        if not wanted.session_id:
-            # So that a repeat after a lost answer makes no second session.
-            wanted.session_id = new_id()
-        request = CreateSessionRequest(config=wanted)
-        made = await self._call(
-            lambda timeout_s: self._conversations.CreateSession(request, timeout=timeout_s)
-        )
-        return made.session
+        return await self._create(config, None)
+
+    async def fork(
+        self, session_id: str, at_seq: int, config: SessionConfig | None = None
+    ) -> Session:
+        """A new session with the past of another: to edit and retry, or to ask what if.
+
+        The two have nothing in common afterwards; `resume` the new one. To say a message anew, fork
+        at the seq of the event before its InputAccepted (`Receipt.seq` - 1).
+
+        Args:
+            session_id: The other one. It goes on as if nothing had happened.
+            at_seq: The new session knows what had happened up to here, this event included.
+            config: What is to be different; what is absent is as in the other one.
+
+        Raises:
+            SessionGoneError: There is no such session.
+            CursorTrimmedError: That part of its past is no longer kept.
+            StatusError: The configuration is refused.
+        """
+        return await self._create(config, Fork(session_id=session_id, at_seq=at_seq))
 
     async def session(self, session_id: str) -> Session:
         """A session as it stands.
@@ -305,6 +330,19 @@ class Client:
             after_seq=opening.resume.after_seq,
             on_snapshot=on_snapshot,
         )
+
+    async def _create(self, config: SessionConfig | None, fork: Fork | None) -> Session:
+        wanted = SessionConfig()
+        if config is not None:
+            wanted.CopyFrom(config)
+        if not wanted.session_id:
+            # So that a repeat after a lost answer makes no second session.
+            wanted.session_id = new_id()
+        request = CreateSessionRequest(config=wanted, fork=fork)
+        made = await self._call(
+            lambda timeout_s: self._conversations.CreateSession(request, timeout=timeout_s)
+        )
+        return made.session
 
     async def _call(self, call: Callable[[float], Awaitable[Answered]]) -> Answered:
         """Make a unary call, again and again while it may work later.

@@ -17,13 +17,13 @@ from backchannel.client.answer import Answer, Reply
 from backchannel.client.config import ClientConfig
 from backchannel.client.errors import ClientError, ClosedError
 from backchannel.client.outbox import new_id
+from backchannel.client.shape import AnswerShape, response_format_of
 from backchannel.client.stream import Stream
 from backchannel.v1.event_pb2 import Event, Keep
 from backchannel.v1.frame_pb2 import Ack, ClientFrame, Interrupt, Receipt, Snapshot
 from backchannel.v1.session_pb2 import (
     Delivery,
     Part,
-    ResponseFormat,
     Sampling,
     Session,
     ToolDisposition,
@@ -51,6 +51,43 @@ class Events:
                 raise StopAsyncIteration
             if isinstance(item, Event):
                 return item
+
+
+class Turns:
+    """Every answer that begins from the reading position on, whoever or whatever began it.
+
+    One that is not iterated to its end is passed over when the next is asked for. Ends after
+    SessionClosed.
+    """
+
+    def __init__(self, conversation: Conversation) -> None:
+        self._conversation = conversation
+        self._answer: Answer | None = None
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Answer:
+        if self._answer is not None:
+            answer, self._answer = self._answer, None
+            await answer.finish()
+        while True:
+            item = await self._conversation.receive()
+            if item is None:
+                raise StopAsyncIteration
+            answer = Answer(self._conversation.receive)
+            if isinstance(item, Snapshot):
+                running = item.session.running_turn_id
+                found = next((turn for turn in item.turns if turn.turn_id == running), None)
+                if found is None:
+                    continue
+                answer.begin_amid(found)
+            elif item.HasField("turn_started"):
+                answer.begin(item.turn_started)
+            else:
+                continue
+            self._answer = answer
+            return answer
 
 
 class Conversation:
@@ -98,6 +135,9 @@ class Conversation:
         self._turn_runs = False
         # Messages sent here whose turn has not been seen to start.
         self._unanswered: deque[str] = deque(maxlen=config.max_pending_frames)
+        # Whether the caller says what was seen; else what is iterated has been.
+        self._caller_acks = False
+        self._acked_seq = after_seq
         self._task: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
@@ -139,8 +179,31 @@ class Conversation:
         """Everything that happens, from the reading position on."""
         return Events(self)
 
+    def turns(self) -> Turns:
+        """Every answer, from the reading position on, each to be iterated in turn.
+
+        Also those that nobody here asked for: to other readers' messages, and those that begin by
+        themselves when a tool has a result that was not waited for. `Answer.frame_ids` and
+        `Answer.call_ids` say what each answers.
+        """
+        return Turns(self)
+
+    def answer(self, frame_id: str) -> Answer:
+        """The answer to a message that was sent with `send`: its `Receipt.frame_id`.
+
+        It is looked for from the reading position on, so ask before iterating past it.
+        """
+        return Answer(self.receive, frame_id)
+
     async def receive(self) -> Event | Snapshot | None:
-        """The next event or snapshot; None after SessionClosed. What `events` is made of."""
+        """The next event or snapshot; None after SessionClosed. What `events` is made of.
+
+        Whoever asks for the next has seen those before: where the session has a credit window
+        (`Limits.max_unacked_chars`) that is told to the server, unless the caller does (`ack`).
+        """
+        if not self._caller_acks and self._acked_seq < self.seq and self._has_window():
+            self._acked_seq = self.seq
+            self._stream.outbox.post_position(ClientFrame(ack=Ack(displayed_seq=self.seq)))
         item = await self._stream.inbox.get()
         if isinstance(item, Snapshot):
             self._see_snapshot(item)
@@ -156,18 +219,23 @@ class Conversation:
         *,
         delivery: Delivery.ValueType = Delivery.DELIVERY_UNSPECIFIED,
         sampling: Sampling | None = None,
-        response_format: ResponseFormat | None = None,
+        response_format: AnswerShape | None = None,
         frame_id: str = "",
     ) -> Receipt:
         """Say something. Returns when it is in the log, exactly once, over whatever connection.
 
-        With DELIVERY_INTERRUPT what was iterated counts as seen.
+        While an answer runs, `delivery` says what becomes of it. DELIVERY_QUEUE: it ends first.
+        DELIVERY_INTERRUPT: it stops now, and what was iterated counts as seen. DELIVERY_STEER: it
+        ends at the next sentence, or when its tools have answered, and keeps all that it said. The
+        receipt tells with `delivery` what it was: DELIVERY_QUEUE for one that came too late for
+        anything else.
 
         Args:
             message: A text, or a whole message, to which the arguments after it then do nothing.
             delivery: How it meets a running turn. Default: after it.
             sampling: For this turn alone.
-            response_format: For this turn alone.
+            response_format: For this turn alone: a pydantic model, a JSON schema as a dictionary,
+                or the contract's message. Read the answer with `Reply.parse`.
             frame_id: To repeat a message of an earlier process safely. Default: a new one.
 
         Raises:
@@ -178,7 +246,7 @@ class Conversation:
                 parts=[Part(text=message)],
                 delivery=delivery,
                 sampling=sampling,
-                response_format=response_format,
+                response_format=response_format_of(response_format),
             )
             if delivery == Delivery.DELIVERY_INTERRUPT:
                 message.displayed_seq = self.seq
@@ -197,7 +265,7 @@ class Conversation:
         *,
         delivery: Delivery.ValueType = Delivery.DELIVERY_UNSPECIFIED,
         sampling: Sampling | None = None,
-        response_format: ResponseFormat | None = None,
+        response_format: AnswerShape | None = None,
     ) -> Answer:
         """Say something and iterate the answer: ``async for piece in conversation.ask("...")``.
 
@@ -205,8 +273,8 @@ class Conversation:
         """
         frame_id = new_id()
 
-        async def send() -> None:
-            await self.send(
+        async def send() -> Receipt:
+            return await self.send(
                 text,
                 delivery=delivery,
                 sampling=sampling,
@@ -214,7 +282,7 @@ class Conversation:
                 frame_id=frame_id,
             )
 
-        return Answer(frame_id, send, self.receive)
+        return Answer(self.receive, frame_id, send)
 
     async def say(
         self,
@@ -222,7 +290,7 @@ class Conversation:
         *,
         delivery: Delivery.ValueType = Delivery.DELIVERY_UNSPECIFIED,
         sampling: Sampling | None = None,
-        response_format: ResponseFormat | None = None,
+        response_format: AnswerShape | None = None,
     ) -> Reply:
         """Say something and wait for the whole answer.
 
@@ -258,7 +326,9 @@ class Conversation:
             displayed_offset: Characters of the turn's text that the user has seen, where events are
                 painted in parts; wins over `displayed_seq`.
             keep: What stays in the context. Default: what the user has seen.
-            tools: What becomes of open tool calls. Default: as their specs say.
+            tools: What becomes of open tool calls. Default: as their specs say. With
+                TOOL_DISPOSITION_LET_FINISH they go on; the model is told what they find with the
+                next answer.
 
         Raises:
             StatusError: It was refused.
@@ -285,13 +355,17 @@ class Conversation:
     def ack(self, displayed_seq: int | None = None, displayed_offset: int | None = None) -> None:
         """Say what the user has seen. Never waits; only the newest counts.
 
+        From the first call on, what is iterated no longer counts as seen by itself in a session
+        with a credit window (`Limits.max_unacked_chars`): generation waits for the next call.
+
         Args:
             displayed_seq: The last event seen. Default: the last one iterated.
             displayed_offset: Characters of that event's turn seen; wins over `displayed_seq`.
         """
         seq = self.seq if displayed_seq is None else displayed_seq
         ack = Ack(displayed_seq=seq, displayed_offset=displayed_offset)
-        self._stream.outbox.post("ack", ClientFrame(ack=ack))
+        self._caller_acks = True
+        self._stream.outbox.post_position(ClientFrame(ack=ack))
 
     async def send_frame(self, frame: ClientFrame) -> Receipt:
         """Send any frame but Open and Close, exactly once, and wait for its receipt.
@@ -305,6 +379,10 @@ class Conversation:
         if self._task.done():
             raise self._stream.over()
         return await self._stream.outbox.send(frame)
+
+    def _has_window(self) -> bool:
+        session = self._stream.session
+        return session is not None and session.config.limits.HasField("max_unacked_chars")
 
     # --- what was seen ------------------------------------------------------------------------
 

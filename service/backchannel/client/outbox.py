@@ -1,8 +1,8 @@
 """What is to be sent, and what has been sent but not receipted.
 
 A frame with an id stays here until its receipt has come, over however many connections: sending it
-again under the same id has no second effect. What only counts while it is new (positions,
-progress) is kept once per subject, the newest, and lost with a connection.
+again under the same id has no second effect. What only counts while it is new is kept once per
+subject, the newest: progress is lost with a connection, a position is told again on the next one.
 """
 
 from __future__ import annotations
@@ -11,12 +11,15 @@ import asyncio
 import secrets
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from google.rpc import code_pb2
 
 from backchannel.client.errors import ClientError, status_error
 from backchannel.client.schedule import Backoff, Time
 from backchannel.v1.frame_pb2 import ClientFrame, Close, Receipt, ReceiptStatus
+
+_POSITION: Final = "position"
 
 
 def new_id() -> str:
@@ -53,6 +56,7 @@ class Outbox:
         self._pending: dict[str, tuple[ClientFrame, asyncio.Future[Receipt]]] = {}
         self._unsent: deque[str] = deque()
         self._latest: dict[str, ClientFrame] = {}
+        self._position: ClientFrame | None = None
         self._wake = asyncio.Event()
         self._closing = False
         self._error: ClientError | None = None
@@ -86,6 +90,15 @@ class Outbox:
             self._latest[subject] = frame
             self._wake.set()
 
+    def post_position(self, frame: ClientFrame) -> None:
+        """Send what the user has seen, and again with each new connection.
+
+        A server that lost its connection, or its life, may have lost it, and generation may wait
+        for it.
+        """
+        self._position = frame
+        self.post(_POSITION, frame)
+
     def close(self) -> None:
         """Say goodbye after what is still to be sent."""
         self._closing = True
@@ -108,6 +121,8 @@ class Outbox:
         """A new connection: everything without a receipt is to be sent again."""
         self._unsent = deque(self._pending)
         self._latest.clear()
+        if self._position is not None:
+            self._latest[_POSITION] = self._position
         self._wake.set()
 
     async def next(self) -> ClientFrame:

@@ -32,6 +32,7 @@ from backchannel.client.link import Link
 from backchannel.client.outbox import Outbox
 from backchannel.client.schedule import Backoff, Time
 from backchannel.client.tools import Tool
+from backchannel.errors import Reason
 from backchannel.v1.conversation_service_pb2 import GetSessionRequest
 from backchannel.v1.event_pb2 import Event
 from backchannel.v1.frame_pb2 import Open, Resume, ServerFrame, Snapshot
@@ -84,6 +85,7 @@ class Stream:
         self._session_id = start.session_id
         self._snapshot_if_trimmed = snapshot_if_trimmed
         self._want_snapshot = opening.resume.snapshot
+        self._max_lag_events = opening.resume.max_lag_events
         self._tell = on_connection or (lambda change: None)
         self._time = time
         self._backoff = backoff()
@@ -183,6 +185,10 @@ class Stream:
             self._want_snapshot = True
             return await self._open_once()
         except StatusError as error:
+            if error.reason == Reason.READER_LAGS:
+                # From the same cursor it would be as far behind.
+                self._want_snapshot = True
+                return await self._open_once()
             if not error.transient:
                 raise
             return error
@@ -207,6 +213,7 @@ class Stream:
             session_id=self._session_id,
             after_seq=self._received_seq,
             snapshot=self._want_snapshot,
+            max_lag_events=self._max_lag_events,
         )
         return Open(resume=resume)
 

@@ -12,7 +12,8 @@ import functools
 import inspect
 import re
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol, cast, get_type_hints, overload
 
@@ -24,6 +25,8 @@ from pydantic_core import CoreSchema, PydanticSerializationError, to_json
 from backchannel.client.errors import ToolFailedError
 from backchannel.v1.session_pb2 import (
     Content,
+    Part,
+    Scheduling,
     SideEffect,
     ToolDisposition,
     ToolError,
@@ -72,15 +75,47 @@ class ToolContext:
         self._report(fraction, note)
 
 
+class Deliver(Protocol):
+    """Where parts of a result go."""
+
+    async def __call__(self, part: ToolResult, /) -> None:
+        """Send it; returns when it is in the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scheduled:
+    """What a tool returns to choose, for this one result, when the model is told.
+
+    Only for calls that their turn does not wait for: of tools with ``blocking=False``, and those
+    that a stop let finish.
+
+    Attributes:
+        value: The result itself.
+        scheduling: SCHEDULING_WHEN_IDLE, _INTERRUPT or _SILENT.
+    """
+
+    value: object
+    scheduling: Scheduling.ValueType
+
+
 class Tool:
     """A function with what a model must know to call it. Made by `@tool`; still callable.
 
     Attributes:
         spec: What the server is told.
+        scheduling: When the model is told a result that its turn did not wait for, unless the
+            result is a `Scheduled`.
     """
 
-    def __init__(self, function: Callable[..., Any], spec: ToolSpec, parameters: _Parameters):
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        spec: ToolSpec,
+        parameters: _Parameters,
+        scheduling: Scheduling.ValueType,
+    ) -> None:
         self.spec = spec
+        self.scheduling = scheduling
         self._function = function
         self._parameters = parameters
         functools.update_wrapper(self, function)
@@ -89,34 +124,127 @@ class Tool:
         """Call the function itself."""
         return self._function(*args, **kwargs)
 
-    async def run(self, arguments_json: str, context: ToolContext) -> ToolResult:
+    async def run(
+        self, arguments_json: str, context: ToolContext, deliver: Deliver | None = None
+    ) -> ToolResult:
         """Check the arguments, run the function, and turn what comes of it into a result.
 
         Never raises for what the arguments or the function do wrong: that is a result too.
+
+        Args:
+            arguments_json: As the model wrote them.
+            context: The call.
+            deliver: Where the parts go that a generator yields before its last. What it raises is
+                raised. None: a generator's parts are gone.
         """
         try:
             arguments = self._parameters.read(arguments_json)
         except pydantic.ValidationError as error:
-            return _failed(_faults(error), "INVALID_ARGUMENTS", context)
+            return self._failed(_faults(error), "INVALID_ARGUMENTS", context)
         if self._parameters.context is not None:
             arguments[self._parameters.context] = context
+        parts = _Parts(context.call_id, self.scheduling, deliver)
         try:
+            if inspect.isasyncgenfunction(self._function):
+                return await parts.collect(self._function(**arguments))
+            if inspect.isgeneratorfunction(self._function):
+                return await parts.collect(_threaded(self._function(**arguments)))
             if inspect.iscoroutinefunction(self._function):
                 value = await cast("Awaitable[object]", self._function(**arguments))
             else:
                 value = await asyncio.to_thread(self._function, **arguments)
-            result = ToolResult(call_id=context.call_id)
-            if isinstance(value, Content):
-                result.content.CopyFrom(value)
-            else:
-                result.json = to_json(value, inf_nan_mode="null").decode()
+            return parts.result(value)
         except ToolFailedError as failure:
-            return _failed(failure.message, failure.code, context)
+            return self._failed(failure.message, failure.code, context)
         except PydanticSerializationError:
-            return _failed(f"{context.name} returned what is not JSON", "INVALID_RESULT", context)
+            said = f"{context.name} returned what is not JSON"
+            return self._failed(said, "INVALID_RESULT", context)
+        except _UndeliveredError as undelivered:
+            raise undelivered.error from None
         except Exception as error:  # noqa: BLE001 (whatever a tool raises, the model must be told)
-            return _failed(f"{type(error).__name__}: {error}", "EXCEPTION", context)
+            return self._failed(f"{type(error).__name__}: {error}", "EXCEPTION", context)
+
+    def _failed(self, message: str, code: str, context: ToolContext) -> ToolResult:
+        error = ToolError(
+            message=_cut(message or f"{context.name} failed", _MAX_ERROR_BYTES),
+            code=_cut(code, _MAX_CODE_BYTES),
+        )
+        return ToolResult(call_id=context.call_id, error=error, scheduling=self.scheduling)
+
+
+class _UndeliveredError(Exception):
+    """A part could not be sent, which is not the tool's doing."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Parts:
+    """What a tool returns or yields, as results.
+
+    The server wants to be told with the last part that it is the last. Text is laid end to end, so
+    it can be sent at once, with an empty part to end it; anything else becomes an item of a list
+    and is held until it is known whether more comes.
+    """
+
+    def __init__(
+        self, call_id: str, scheduling: Scheduling.ValueType, deliver: Deliver | None
+    ) -> None:
+        self._call_id = call_id
+        self._scheduling = scheduling
+        self._deliver = deliver
+
+    def result(self, value: object) -> ToolResult:
+        """One value. Raises pydantic's PydanticSerializationError."""
+        if isinstance(value, Scheduled):
+            self._scheduling = value.scheduling
+            value = value.value
+        result = ToolResult(call_id=self._call_id, scheduling=self._scheduling)
+        if isinstance(value, Content):
+            result.content.CopyFrom(value)
+        else:
+            result.json = to_json(value, inf_nan_mode="null").decode()
         return result
+
+    async def collect(self, values: AsyncGenerator[object, None]) -> ToolResult:
+        """All values that are yielded: the last part, with those before it delivered."""
+        held: ToolResult | None = None
+        texts = True
+        async with aclosing(values):
+            async for value in values:
+                text = Content(parts=[Part(text=value)]) if isinstance(value, str) else value
+                part = self.result(text)
+                texts = texts and part.HasField("content")
+                if texts:
+                    await self._send(part)
+                else:
+                    if held is not None:
+                        await self._send(held)
+                    held = part
+        if held is not None:
+            return held
+        last = ToolResult(call_id=self._call_id, scheduling=self._scheduling)
+        last.content.SetInParent()
+        return last
+
+    async def _send(self, part: ToolResult) -> None:
+        if self._deliver is None:
+            return
+        sent = ToolResult()
+        sent.CopyFrom(part)
+        sent.partial = True
+        try:
+            await self._deliver(sent)
+        except Exception as error:
+            raise _UndeliveredError(error) from error
+
+
+async def _threaded(values: Generator[object, None, None]) -> AsyncGenerator[object, None]:
+    """A generator's values, each made in a thread."""
+    end = object()
+    while (value := await asyncio.to_thread(next, values, end)) is not end:
+        yield value
 
 
 @overload
@@ -130,6 +258,8 @@ def tool(
     description: str = ...,
     idle_timeout_s: float | None = ...,
     timeout_s: float | None = ...,
+    blocking: bool = ...,
+    scheduling: Scheduling.ValueType = ...,
     side_effect: SideEffect.ValueType = ...,
     on_interrupt: ToolDisposition.ValueType = ...,
 ) -> Callable[[Callable[..., Any]], Tool]: ...
@@ -143,13 +273,16 @@ def tool(
     description: str = "",
     idle_timeout_s: float | None = None,
     timeout_s: float | None = None,
+    blocking: bool = True,
+    scheduling: Scheduling.ValueType = Scheduling.SCHEDULING_UNSPECIFIED,
     side_effect: SideEffect.ValueType = SideEffect.SIDE_EFFECT_UNSPECIFIED,
     on_interrupt: ToolDisposition.ValueType = ToolDisposition.TOOL_DISPOSITION_UNSPECIFIED,
 ) -> Tool | Callable[[Callable[..., Any]], Tool]:
     """Make a function a tool: ``@tool`` or ``@tool(timeout_s=10)``.
 
     An async function runs on the event loop, any other in a thread. What it returns is sent as
-    JSON, what it raises as a `ToolError`.
+    JSON, what it raises as a `ToolError`. A generator sends its result in parts: text at once, laid
+    end to end; other values as the items of a list, each when the next has come.
 
     Args:
         function: The function. Every parameter can be given by name; its hints are what pydantic
@@ -158,6 +291,11 @@ def tool(
         description: For the model. Default: the docstring up to its first section.
         idle_timeout_s: Longest silence; `ToolContext.progress` starts it anew. Default: 60.
         timeout_s: Longest run in all. Default: 300.
+        blocking: Whether the answer waits for the result. If not, the model is told that the call
+            runs, goes on, and is told the result later.
+        scheduling: When it is told a result that its answer did not wait for. Default: when it is
+            idle, by an answer that starts by itself; after a stop that let the call finish, with
+            the next answer that something else starts.
         side_effect: What running it may change in the world.
         on_interrupt: What becomes of a running call when its turn is stopped.
 
@@ -174,10 +312,12 @@ def tool(
             parameters_json_schema=parameters.schema,
             idle_timeout=_duration(idle_timeout_s),
             timeout=_duration(timeout_s),
+            # Absent means that it does: a session is the same whether one says so or not.
+            blocking=None if blocking else False,
             side_effect=side_effect,
             on_interrupt=on_interrupt,
         )
-        return Tool(function, spec, parameters)
+        return Tool(function, spec, parameters, scheduling)
 
     return make if function is None else make(function)
 
@@ -263,14 +403,6 @@ def _faults(error: pydantic.ValidationError) -> str:
         for fault in faults[:8]
     )
     return "; ".join(told)
-
-
-def _failed(message: str, code: str, context: ToolContext) -> ToolResult:
-    error = ToolError(
-        message=_cut(message or f"{context.name} failed", _MAX_ERROR_BYTES),
-        code=_cut(code, _MAX_CODE_BYTES),
-    )
-    return ToolResult(call_id=context.call_id, error=error)
 
 
 def _cut(text: str, max_bytes: int) -> str:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
+import pydantic
 import pytest
 from google.protobuf.duration_pb2 import Duration
 
@@ -33,6 +35,7 @@ from backchannel.v1.event_pb2 import (
     SessionClosed,
     ToolCallCancelled,
     TurnInterrupted,
+    TurnRecovered,
 )
 from backchannel.v1.frame_pb2 import (
     RECEIPT_STATUS_DUPLICATE,
@@ -43,7 +46,13 @@ from backchannel.v1.frame_pb2 import (
     Ping,
     Snapshot,
 )
-from backchannel.v1.session_pb2 import FINISH_REASON_ERROR, Session, Turn
+from backchannel.v1.session_pb2 import (
+    FINISH_REASON_ERROR,
+    FINISH_REASON_LENGTH,
+    FINISH_REASON_STOP,
+    Session,
+    Turn,
+)
 from tests.unit.client.peer import (
     GONE,
     Peer,
@@ -938,3 +947,93 @@ async def test_a_frame_needs_an_id_to_be_safe_to_repeat() -> None:
     async with Peer(act) as peer, peer.client() as client, client.converse() as conversation:
         with pytest.raises(ValueError, match="needs a frame_id"):
             await conversation.send_frame(ClientFrame(ping=Ping()))
+
+
+# --- turns ------------------------------------------------------------------------------------
+
+
+async def test_an_answer_tells_how_often_it_was_recovered() -> None:
+    async def act(wire: Wire) -> None:
+        await wire.until("open")
+        await wire.events(opened())
+        frame = await wire.until("message")
+        await wire.accept(frame)
+        recovered = TurnRecovered(turn_id="t1", reason="OWNER_LOST", from_seq=4)
+        other = TurnRecovered(turn_id="t0", reason="OWNER_LOST", from_seq=4)
+        await wire.events(
+            accepted(2, frame),
+            started(3, frame.frame_id),
+            delta(4, "one"),
+            Event(seq=5, turn_recovered=recovered),
+            Event(seq=6, turn_recovered=other),
+            delta(7, " two"),
+            finished(8),
+        )
+        await wire.hang()
+
+    async with Peer(act) as peer, peer.client() as client, client.converse() as conversation:
+        reply = await conversation.say("count")
+        assert reply.text == "one two"
+        assert reply.recoveries == 1
+
+
+async def test_turns_begin_amid_the_one_that_a_snapshot_finds_running() -> None:
+    running = Turn(turn_id="t1", frame_id="a", text="one", call_ids=["c1"])
+
+    async def act(wire: Wire) -> None:
+        await wire.until("open")
+        session = Session(session_id="s" * 16, running_turn_id="t1")
+        await wire.write(snapshot=Snapshot(session=session, turns=[running], seq=5))
+        await wire.events(delta(6, " two"), finished(7), started(8, "b", "t2"), finished(9, "t2"))
+        await wire.hang()
+
+    async with Peer(act) as peer, peer.client() as client:
+        conversation = client.resume("s" * 16, max_lag_events=3)
+        seen = []
+        async with conversation:
+            async for answer in conversation.turns():
+                seen.append("".join([piece async for piece in answer]))
+                if answer.turn_id == "t2":
+                    break
+                assert (answer.call_ids, answer.frame_ids) == (("c1",), ("a",))
+        assert seen == ["one two", ""]
+        assert peer.frames[0].open.resume.max_lag_events == 3
+
+
+class City(pydantic.BaseModel):
+    name: str
+    people: int
+
+
+async def test_an_answer_has_the_shape_of_a_python_type() -> None:
+    async def act(wire: Wire) -> None:
+        await wire.until("open")
+        await wire.events(opened())
+        for seq, reason in ((2, FINISH_REASON_STOP), (6, FINISH_REASON_LENGTH)):
+            frame = await wire.until("message")
+            await wire.accept(frame)
+            await wire.events(
+                accepted(seq, frame),
+                started(seq + 1, frame.frame_id, f"t{seq}"),
+                delta(seq + 2, '{"name": "Oslo", "people": 717710}', f"t{seq}"),
+                finished(seq + 3, f"t{seq}", reason),
+            )
+        await wire.hang()
+
+    async with Peer(act) as peer, peer.client() as client:
+        schema = {"type": "object"}
+        async with client.converse(response_format=schema) as conversation:
+            reply = await conversation.say("where?", response_format=City)
+            assert reply.parse(City) == City(name="Oslo", people=717710)
+            with pytest.raises(pydantic.ValidationError):
+                reply.parse(list[int])
+            cut = await conversation.say("where?")
+            with pytest.raises(ClientError, match="LENGTH"):
+                cut.parse(City)
+            with pytest.raises(TypeError, match="no JSON schema"):
+                await conversation.say("where?", response_format=Peer)
+    config = peer.frames[0].open.create
+    assert json.loads(config.response_format.json_schema) == schema
+    asked = json.loads(peer.frames[1].message.response_format.json_schema)
+    assert set(asked["properties"]) == {"name", "people"}
+    assert not peer.frames[2].message.HasField("response_format")
