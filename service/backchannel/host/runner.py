@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import structlog
 
@@ -36,6 +36,10 @@ from backchannel.session.decision import StartEngine
 from backchannel.v1 import session_pb2
 
 _logger = structlog.get_logger(__name__)
+
+ANSWER_MAX_CHARS: Final = 2 * 1024 * 1024
+"""What one answer may have, its reasoning and the arguments of its calls included: far beyond any
+context, and little enough that a session with it can still be told in one snapshot."""
 
 _NOTHING_DONE = Finished(StopCause.STOPPED, EngineUsage(output_tokens=0))
 
@@ -273,6 +277,7 @@ class EngineRun:
     async def _feed(self, generation: Generation) -> Finished | None:
         run_id = self.run_id
         watch = self._watch
+        chars = len(self._effect.continue_text)
         if self._held is not None:
             await self._held
         async for item in generation:
@@ -285,8 +290,12 @@ class EngineRun:
                     return item
                 continue
             if type(item) is TextChunk:  # Nearly all items are this one.
+                chars += len(item.text)
+                _check_size(chars)
                 listener.run_text(run_id, item)
             elif type(item) is ToolCallFragment:
+                chars += len(item.text)
+                _check_size(chars)
                 listener.run_tool_fragment(run_id, item)
             elif type(item) is ToolCallStart:
                 listener.run_tool_started(run_id, item)
@@ -301,6 +310,20 @@ class EngineRun:
                 if watch is not None:
                     watch.pause()
         return None
+
+
+def _check_size(chars: int) -> None:
+    """Keep an engine that does not end from growing a session beyond what can be told of it.
+
+    Raises:
+        BackchannelError: `ENGINE_FAILED`.
+    """
+    if chars > ANSWER_MAX_CHARS:
+        raise BackchannelError(
+            Reason.ENGINE_FAILED,
+            f"the answer has more than {ANSWER_MAX_CHARS} characters; bound it by"
+            " sampling.max_tokens, or look at what the engine sends",
+        )
 
 
 def _check(target: Target, prompt: Prompt) -> None:

@@ -28,6 +28,7 @@ from backchannel.engines.protocol import (
 from backchannel.engines.registry import GROUP, EngineRegistry
 from backchannel.errors import BackchannelError, Reason, reason_of, retry_after_s
 from backchannel.host.config import HostConfig
+from backchannel.host.runner import ANSWER_MAX_CHARS
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 from tests.support.clock import settle
 from tests.support.hosting import (
@@ -126,6 +127,17 @@ async def never_waits(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
     for _ in range(1000):
         yield TextChunk("x", 1)
     yield finished(tokens=1000)
+
+
+async def never_ends(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+    while not work.closed:
+        yield TextChunk("x" * (ANSWER_MAX_CHARS // 4), 1)
+
+
+async def calls_endlessly(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
+    yield ToolCallStart(0, "look")
+    while not work.closed:
+        yield ToolCallFragment(0, "1" * (ANSWER_MAX_CHARS // 4), 1)
 
 
 async def calls_a_tool(work: Deskwork) -> AsyncIterator[Chunk | Finished]:
@@ -291,6 +303,21 @@ async def test_an_engine_that_never_waits_lets_others_live_and_runs_not_far_ahea
         await stream.until("turn_finished")
         assert len(stream.text) == 1000
         assert max(len(append.events) for batch in log.batches for append in batch) <= 16
+        stream.close()
+
+
+@pytest.mark.parametrize("play", [never_ends, calls_endlessly])
+async def test_an_answer_without_end_is_ended(
+    play: Callable[[Deskwork], AsyncIterator[Chunk | Finished]],
+) -> None:
+    async with at_the_desk() as (run, desk):
+        desk.play = play
+        stream = await ask(run, tools=["look"])
+        await stream.until("turn_finished")
+        assert ending(stream).finish_reason == session_pb2.FINISH_REASON_ERROR
+        assert "sampling.max_tokens" in ending(stream).error.message
+        assert ending(stream).usage.delivered_tokens == 4
+        assert desk.open == 0
         stream.close()
 
 
