@@ -110,6 +110,10 @@ class SessionWatch(Protocol):
         """
         ...
 
+    def trace(self, turn_id: str) -> dict[str, str]:
+        """For the log: `trace_id` and `span_id` of a turn whose end was just decided."""
+        ...
+
     def run(self, effect: Any) -> RunWatch | None:
         """An engine is to be asked (`session.decision.StartEngine`)."""
         ...

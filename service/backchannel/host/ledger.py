@@ -16,6 +16,7 @@ from backchannel.errors import BackchannelError
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
 from backchannel.host.tail import Tail
+from backchannel.host.turn_log import TurnLog
 from backchannel.log.protocol import Append, Head, Origin
 from backchannel.observer import SessionWatch
 from backchannel.session.framing import framed
@@ -78,7 +79,8 @@ class Ledger:
         config: HostConfig,
         watch: SessionWatch | None = None,
     ) -> None:
-        self._watch = watch
+        turn_log = TurnLog(author.session_id, watch)
+        self._hearers = (watch, turn_log) if watch is not None else (turn_log,)
         self._author = author
         self._committer = committer
         self._config = config
@@ -118,16 +120,17 @@ class Ledger:
         self._raw_bytes += size
         self._committer.owe(size)
         self.decided_seq += len(events)
-        if loud and self._watch is not None:
-            self._tell(self._watch, events)
+        if loud:
+            self._tell(events)
 
-    def _tell(self, watch: SessionWatch, events: Sequence[event_pb2.Event]) -> None:
+    def _tell(self, events: Sequence[event_pb2.Event]) -> None:
         for event in events:
             kind = event.WhichOneof("kind")
             if kind is not None and kind not in _QUIET_KINDS:
-                then = watch.decided(kind, event)
-                if then is not None:
-                    self.after_commit(then)
+                for hearer in self._hearers:
+                    then = hearer.decided(kind, event)
+                    if then is not None:
+                        self.after_commit(then)
 
     @property
     def behind(self) -> int:
