@@ -37,7 +37,7 @@ async def _stream(request: bytes, context: Any) -> AsyncIterator[bytes]:
     rate, count = map(float, request.decode().split())
     begin = time.monotonic()
     for number in range(1, int(count) + 1):
-        await asyncio.sleep(max(0.0, begin + number / rate - time.monotonic()))
+        await asyncio.sleep(max(0.0, begin + (number - 1) / rate - time.monotonic()))
         yield _frame(number)
 
 

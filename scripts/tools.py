@@ -34,7 +34,9 @@ FAILURES = HOME / "failures.json"
 GO_TOOLS = ROOT / "tests" / "tools"
 # What building the client in tests/clients/go takes, for `@pytest.mark.needs(*GO_CLIENT)`.
 GO_CLIENT = ("go", "protoc-gen-go", "protoc-gen-go-grpc")
-# What GO_TOOLS and the Go client ask for in their go.mod.
+# The program that loads a server for `make bench`.
+LOAD_DRIVER = ROOT / "bench" / "load"
+# What GO_TOOLS, the Go client and the load driver ask for in their go.mod.
 GO_MINIMUM = (1, 25)
 WEB = ROOT / "gateway" / "web"
 # Of the distribution, unpacked.
@@ -152,8 +154,13 @@ def install_go_tools() -> None:
     (BIN / ".go-tools").write_text(go_tools_digest(), encoding="utf-8")
 
 
-def build_go_client() -> Path:
-    """Generate the Go stubs from proto/ and build tests/clients/go.
+def build_go(source: Path, module: str, program: str) -> Path:
+    """Generate the Go stubs from proto/ into a module of ours, and build it.
+
+    Args:
+        source: Its folder.
+        module: Its name in go.mod.
+        program: What it is to be called.
 
     Returns:
         The program's path.
@@ -161,12 +168,9 @@ def build_go_client() -> Path:
     Raises:
         subprocess.CalledProcessError: it does not build; `output` says why.
     """
-    source = ROOT / "tests" / "clients" / "go"
-    stubs = source / "backchannelv1"
-    shutil.rmtree(stubs, ignore_errors=True)
+    shutil.rmtree(source / "backchannelv1", ignore_errors=True)
     protos = sorted((ROOT / "proto" / "backchannel" / "v1").glob("*.proto"))
     names = [f"backchannel/v1/{path.name}" for path in protos]
-    module = "backchannel.test/client"
     # The .proto files name no Go package: that is a client's own affair.
     packages = [f"M{name}={module}/backchannelv1" for name in names]
     options = ",".join([f"module={module}", *packages])
@@ -180,9 +184,34 @@ def build_go_client() -> Path:
         *(f"--go-grpc_out={source}", f"--go-grpc_opt={options}"),
         *names,
     )
-    program = BIN / "go-client"
-    go("build", "-buildvcs=false", "-o", program, ".", cwd=source)
-    return program
+    go("build", "-buildvcs=false", "-o", BIN / program, ".", cwd=source)
+    return BIN / program
+
+
+def build_go_client() -> Path:
+    """Build tests/clients/go; as `build_go`."""
+    return build_go(ROOT / "tests" / "clients" / "go", "backchannel.test/client", "go-client")
+
+
+def load_driver_digest() -> str:
+    """What the load driver is made from."""
+    sources = [LOAD_DRIVER / "go.mod", LOAD_DRIVER / "go.sum", *sorted(LOAD_DRIVER.glob("*.go"))]
+    sources += sorted((ROOT / "proto" / "backchannel" / "v1").glob("*.proto"))
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+
+
+def find_load_driver() -> Path | None:
+    """The program, where it is made from the sources as they are."""
+    stamp, path = BIN / ".load-driver", BIN / "load-driver"
+    current = stamp.exists() and stamp.read_text(encoding="utf-8") == load_driver_digest()
+    return path if current and path.exists() else None
+
+
+def install_load_driver() -> None:
+    """Build bench/load; as `build_go`."""
+    digest = load_driver_digest()
+    build_go(LOAD_DRIVER, "backchannel.bench/load", "load-driver")
+    (BIN / ".load-driver").write_text(digest, encoding="utf-8")
 
 
 # --- Node, for the page -----------------------------------------------------------------------
@@ -307,6 +336,12 @@ TOOLS = {
                 remedy="let `go install` reach a module proxy (GOPROXY), then `make test` again",
             )
             for name in ("grpcurl", "protoc-gen-go", "protoc-gen-go-grpc")
+        ),
+        Tool(
+            name="load-driver",
+            find=find_load_driver,
+            install=install_load_driver,
+            remedy="let `go build` reach a module proxy (GOPROXY), then `make test` again",
         ),
         Tool(
             name="node",
