@@ -118,6 +118,7 @@ class TurnCost:
 
     Attributes:
         number: From 1, in the order of the session.
+        model: Who answered; while it runs, or if nobody was asked, what the session names.
         input: The text that it answers.
         usage: As billed; while it runs, what was delivered so far.
         complete: All its events were read. Without them its counts are taken on trust, and of its
@@ -216,6 +217,7 @@ class _Telling(TurnCost):
 
     def finished(self, finished: event_pb2.TurnFinished, now_ns: int) -> None:
         self.finish_reason = finished.finish_reason
+        self.model = finished.model or self.model
         self.usage = Usage()
         self.usage.CopyFrom(finished.usage)
         # Of a turn whose process was lost nobody knows when an engine took it up.

@@ -84,6 +84,18 @@ class Billed(Conversation):
                 assert phases.total_ns == ended - real.accepted_ns
 
 
+def test_a_turn_tells_which_model_answered_behind_an_alias() -> None:
+    started = event_pb2.Event(seq=1, turn_started=event_pb2.TurnStarted(turn_id="t", model="fast"))
+    ended = event_pb2.Event(
+        seq=2,
+        turn_finished=event_pb2.TurnFinished(
+            turn_id="t", finish_reason=session_pb2.FINISH_REASON_STOP, model="spare/qwen"
+        ),
+    )
+    assert [turn.model for turn in told([started]).turns] == ["fast"]
+    assert [turn.model for turn in told([started, ended]).turns] == ["spare/qwen"]
+
+
 TestBilled = Billed.TestCase
 TestBilled.settings = settings(max_examples=scale(25, 2000), stateful_step_count=scale(40, 80))
 
