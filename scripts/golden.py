@@ -1,9 +1,10 @@
 """Record a golden history: a log as the program of today writes it, and what it makes of it.
 
-    python scripts/golden.py NAME
+    python scripts/golden.py HISTORY NAME
 
-NAME is a history of tests/unit/session/histories.py. What is recorded is never changed and never
-removed, and so an existing one is not written again: see tests/unit/session/golden/README.md.
+HISTORY is one of tests/unit/session/histories.py, NAME that of the recording. What is
+recorded is never changed and never removed, and so an existing one is not written again: see
+tests/unit/session/golden/README.md.
 """
 
 from __future__ import annotations
@@ -21,18 +22,17 @@ from tests.unit.session.histories import HISTORIES  # noqa: E402 - after the pat
 
 def main(words: Sequence[str]) -> int:
     """Record what is named."""
-    unknown = [name for name in words if name not in HISTORIES]
-    if unknown or not words:
+    if len(words) != 2 or words[0] not in HISTORIES:
         print(__doc__)
         print(f"There are: {', '.join(HISTORIES)}")
         return 2
-    for name in words:
-        golden = Golden(name)
-        if golden.log_file.exists():
-            print(f"{name} has been recorded; give the new history a new name")
-            return 1
-        golden.record(HISTORIES[name]().log)
-        print(f"recorded {name} in {FOLDER.relative_to(ROOT)}; read what it is said to mean")
+    history, name = words
+    golden = Golden(name)
+    if golden.log_file.exists():
+        print(f"{name} has been recorded; choose a new name")
+        return 1
+    golden.record(HISTORIES[history]().log)
+    print(f"recorded {name} in {FOLDER.relative_to(ROOT)}; read what it is said to mean")
     return 0
 
 

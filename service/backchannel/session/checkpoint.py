@@ -227,10 +227,15 @@ def loading(data: bytes) -> Generator[None, None, SessionState]:
         turns_read = ((json.loads(line), line) for line in rest[1 : 1 + count])
         frames_read = ((json.loads(line), line) for line in rest[1 + count :])
         return (yield from _load(record, rest[0], turns_read, frames_read))
-    except (ValueError, KeyError, TypeError, IndexError, DecodeError, RecursionError) as error:
-        raise BackchannelError(
-            Reason.LOG_CORRUPT, "a checkpoint of this session is damaged"
-        ) from error
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
+        # What is no number, not there, of another kind, or too large; JSON and base64 among them.
+        raise _damaged() from error
+    except (DecodeError, RecursionError) as error:
+        raise _damaged() from error
+
+
+def _damaged() -> BackchannelError:
+    return BackchannelError(Reason.LOG_CORRUPT, "a checkpoint of this session is damaged")
 
 
 def _load(

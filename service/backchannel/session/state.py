@@ -20,6 +20,12 @@ from backchannel.session.table import TRANSITIONS, Guard, Phase
 from backchannel.session.turn import OPEN, Call, Deferred, Turn
 from backchannel.v1 import event_pb2, session_pb2
 
+END_NS: Final = 253_402_300_800 * 1_000_000_000
+"""The year 10000, where timestamps end: no event is of that time, and no deadline beyond it."""
+
+MAX_TOKENS: Final = 2**31 - 1
+"""No turn has more; so that what is added to it still fits into its fields."""
+
 URGENT: Final = (session_pb2.DELIVERY_INTERRUPT, session_pb2.DELIVERY_STEER)
 
 
@@ -29,8 +35,8 @@ def to_ns(stamp: Timestamp) -> int:
 
 
 def stamp_of(time_ns: int) -> Timestamp:
-    """Unix nanoseconds as a timestamp."""
-    seconds, nanos = divmod(time_ns, 1_000_000_000)
+    """Unix nanoseconds as a timestamp, or the nearest that there is."""
+    seconds, nanos = divmod(min(max(time_ns, 0), END_NS - 1), 1_000_000_000)
     return Timestamp(seconds=seconds, nanos=nanos)
 
 
@@ -129,12 +135,19 @@ class SessionState:
         if target is None:
             raise self._corrupt(event, f"({kind}) cannot happen while {self.phase.value}")
         now_ns = to_ns(event.time)
+        if not 0 <= now_ns < END_NS:
+            raise self._corrupt(event, "is of no time that there is")
         if kind == "output_delta":  # Nearly all events are this one.
             turn = self.turns[-1]
-            if event.output_delta.turn_id != turn.turn_id:
+            delta = event.output_delta
+            if delta.turn_id != turn.turn_id:
                 raise self._corrupt(event, "is about a turn that does not run")
-            turn.add_delta(event.seq, event.output_delta, now_ns)
-            self.content_bytes += len(event.output_delta.text)
+            if delta.round > len(turn.rounds) + 1:
+                raise self._corrupt(event, "skips a round")
+            turn.add_delta(event.seq, delta, now_ns)
+            self.content_bytes += len(delta.text)
+            if turn.delivered_tokens > MAX_TOKENS:
+                raise self._corrupt(event, "counts more tokens than there can be")
         else:
             delivery = self._delivery_of(event, kind)
             getattr(self, f"_apply_{kind}")(event, getattr(event, kind), now_ns)
@@ -253,6 +266,8 @@ class SessionState:
         turn = self._running(event, started.turn_id)
         if started.call_id in self.calls:
             raise self._corrupt(event, "starts a tool call that there is already")
+        if started.round > len(turn.rounds) + 1:
+            raise self._corrupt(event, "skips a round")
         turn.enter_round(started.round)
         call = Call(started.call_id, turn.turn_id, started.name, turn.text_chars, started.round)
         turn.calls.append(call)
@@ -265,8 +280,11 @@ class SessionState:
         if call.ready:
             raise self._corrupt(event, "goes on with a tool call that is complete")
         call.arguments.append(delta.arguments_fragment)
-        self._running(event, call.turn_id).add_fragment(event.seq, delta, now_ns)
+        turn = self._running(event, call.turn_id)
+        turn.add_fragment(event.seq, delta, now_ns)
         self.content_bytes += len(delta.arguments_fragment)
+        if turn.delivered_tokens > MAX_TOKENS:
+            raise self._corrupt(event, "counts more tokens than there can be")
 
     def _apply_tool_call_ready(
         self, event: event_pb2.Event, ready: event_pb2.ToolCallReady, now_ns: int
@@ -311,6 +329,8 @@ class SessionState:
         self, event: event_pb2.Event, finished: event_pb2.ToolCallFinished, now_ns: int
     ) -> None:
         call = self._call(event, finished.call_id)
+        if finished.outcome == OPEN:
+            raise self._corrupt(event, "does not say how a tool call ended")
         self.content_bytes += finished.ByteSize()
         if finished.late:
             if call.outcome == OPEN:
@@ -386,13 +406,16 @@ class SessionState:
         turn.timing = finished.timing if finished.HasField("timing") else None
         turn.error = finished.error if finished.HasField("error") else None
         total, usage = self.total_usage, finished.usage
-        total.prompt_tokens += usage.prompt_tokens
-        total.cached_prompt_tokens += usage.cached_prompt_tokens
-        total.generated_tokens += usage.generated_tokens
-        total.delivered_tokens += usage.delivered_tokens
-        total.displayed_tokens += usage.displayed_tokens
-        total.kept_tokens += usage.kept_tokens
-        total.wasted_tokens += usage.wasted_tokens
+        try:
+            total.prompt_tokens += usage.prompt_tokens
+            total.cached_prompt_tokens += usage.cached_prompt_tokens
+            total.generated_tokens += usage.generated_tokens
+            total.delivered_tokens += usage.delivered_tokens
+            total.displayed_tokens += usage.displayed_tokens
+            total.kept_tokens += usage.kept_tokens
+            total.wasted_tokens += usage.wasted_tokens
+        except ValueError:
+            raise self._corrupt(event, "counts more tokens than there can be") from None
         total.estimated = total.estimated or usage.estimated
 
     def _apply_session_closed(

@@ -7,7 +7,6 @@ and the turn goes on. Calls that are not waited for outlive their turn, and may 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import Final
 
@@ -16,7 +15,7 @@ from backchannel.session.configuration import SECOND_NS
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Owner, Progress
 from backchannel.session.state import SessionState, stamp_of
-from backchannel.session.transcript import compact_json
+from backchannel.session.transcript import compact_json, logged_json
 from backchannel.session.turn import Call
 from backchannel.session.turns import Turns
 from backchannel.session.validation import MIB, duration_ns
@@ -222,5 +221,5 @@ def _whole(
 
 def _value(part: event_pb2.ToolCallOutput | session_pb2.ToolResult) -> object:
     if part.HasField("json"):
-        return json.loads(part.json)
+        return logged_json(part.json)
     return "".join(piece.text for piece in part.content.parts)

@@ -16,6 +16,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final
 
+from backchannel.errors import BackchannelError, Reason
 from backchannel.session.state import SessionState, exchanges
 from backchannel.session.turn import Call, Deferred, Turn
 from backchannel.v1 import session_pb2
@@ -50,11 +51,25 @@ def ending_text(
         return compact_json({"error": _ENDINGS.get(outcome, "lost; it may or may not have run")})
     match result.WhichOneof("outcome"):
         case "json":
-            return compact_json(json.loads(result.json))
+            return compact_json(logged_json(result.json))
         case "content":
             return compact_json("".join(part.text for part in result.content.parts))
         case _:
             return compact_json({"error": result.error.message or result.error.code})
+
+
+def logged_json(text: str) -> object:
+    """A value that was found to be JSON before it was logged.
+
+    Raises:
+        BackchannelError: `LOG_CORRUPT`: it is not any more.
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        raise BackchannelError(
+            Reason.LOG_CORRUPT, "the log of this session is damaged: a tool's result is not JSON"
+        ) from None
 
 
 def compact_json(value: object) -> str:

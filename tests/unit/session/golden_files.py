@@ -58,7 +58,7 @@ class Golden:
         yield meant, fold(None, events)
         if self.checkpoint_file.exists():
             checkpoint = self.checkpoint_file.read_bytes()
-            seq = json.loads(checkpoint[8:])["last_seq"]
+            seq = fold(checkpoint, ()).state.last_seq
             # What a checkpoint of an old version does not know has a file of its own.
             less = FOLDER / f"{self.name}.checkpoint.json"
             yield less if less.exists() else meant, fold(checkpoint, events[seq:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 from zlib import crc32
@@ -31,6 +32,7 @@ from tests.unit.session.driver import (
     TIMED_OUT,
     Driver,
     durable,
+    kind_of,
     limits,
     policy,
     raises_reason,
@@ -531,10 +533,14 @@ def test_a_snapshot_tells_where_calls_stood_and_where_the_time_went() -> None:
 def test_a_checkpoint_of_version_1_is_read_without_what_it_did_not_hold() -> None:
     driver = _two_rounds()
     data = driver.session.checkpoint()
-    record = json.loads(data[8:])
-    for turn in record["turns"]:
+    head, config, *rest = data[8:].split(b"\n")
+    record = json.loads(head)
+    turns = [json.loads(line) for line in rest[: record["turns"]]]
+    frames = [json.loads(line) for line in rest[record["turns"] :]]
+    for turn in turns:
         del turn["timing"]
         turn["calls"] = [call[:2] + call[3:] for call in turn["calls"]]
+    record |= {"config": config.decode(), "turns": turns, "frames": frames}
     old = _sealed(json.dumps({**record, "version": 1}).encode())
     (turn,) = driver.folded(old, len(driver.events)).snapshots()[0].turns
     # A model writes its calls after the text of their round.
@@ -564,7 +570,15 @@ def _sealed(body: bytes) -> bytes:
 
 
 def _changed(data: bytes, **fields: Any) -> bytes:
-    return _sealed(json.dumps({**json.loads(data[8:]), **fields}).encode())
+    head, *rest = data[8:].split(b"\n")
+    changed = json.dumps({**json.loads(head), **fields}).encode()
+    return _sealed(b"\n".join([changed, *rest]))
+
+
+def _replaced(data: bytes, place: int, line: bytes) -> bytes:
+    lines = data[8:].split(b"\n")
+    lines[place] = line
+    return _sealed(b"\n".join(lines))
 
 
 def test_a_damaged_checkpoint_is_data_loss() -> None:
@@ -580,8 +594,10 @@ def test_a_damaged_checkpoint_is_data_loss() -> None:
         data[:-1],
         data[: len(data) // 2],
         _changed(data, version=3),
-        _changed(data, turns=[{}]),
-        _changed(data, config=half),
+        _changed(data, turns=2),
+        _changed(data, turns="1"),
+        _replaced(data, 1, half.encode()),
+        _replaced(data, 2, b"{}"),
         _changed(data, queue=[["a"]]),
         # One word of the conversation has become another.
         data.replace(b'"one"', b'"two"'),
@@ -672,3 +688,80 @@ def test_an_event_about_something_else_does_not_fold(kind: str, fields: dict[str
 
 def test_a_kind_from_the_future_does_not_fold() -> None:
     assert raises_reason(lambda: _fold([event_pb2.Event(seq=1)])) == "LOG_CORRUPT"
+
+
+def _too_late(event: event_pb2.Event) -> None:
+    event.time.seconds = 2**62
+
+
+def _before_time(event: event_pb2.Event) -> None:
+    event.time.seconds = -1
+
+
+def _of_a_far_round(event: event_pb2.Event) -> None:
+    if kind_of(event) == "output_delta":
+        event.output_delta.round = 2**31
+    else:
+        event.tool_call_started.round = 2**31
+
+
+def _of_too_many_tokens(event: event_pb2.Event) -> None:
+    if kind_of(event) == "output_delta":
+        event.output_delta.token_count = 2**32 - 1
+    else:
+        event.tool_call_delta.token_count = 2**32 - 1
+
+
+def _at_too_high_a_cost(event: event_pb2.Event) -> None:
+    event.turn_finished.usage.prompt_tokens = 2**32 - 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [
+        ("input_accepted", _too_late),
+        ("input_accepted", _before_time),
+        ("output_delta", _of_a_far_round),
+        ("tool_call_started", _of_a_far_round),
+        ("output_delta", _of_too_many_tokens),
+        ("tool_call_delta", _of_too_many_tokens),
+        ("turn_finished", _at_too_high_a_cost),
+    ],
+)
+def test_a_number_that_cannot_be_does_not_fold(
+    kind: str, damage: Callable[[event_pb2.Event], None]
+) -> None:
+    driver = Driver(tools=[tool()])
+    driver.answer("one")
+    driver.say("two")
+    driver.call()
+    driver.finish("tool_calls")
+    driver.result(driver.turns[-1].calls[0].call_id)
+    driver.text("done")
+    driver.finish()
+    place = max(place for place, event in enumerate(driver.events) if kind_of(event) == kind)
+    event = event_pb2.Event.FromString(driver.log[place])
+    damage(event)
+    driver.log[place] = event.SerializeToString()
+    assert raises_reason(driver.folded) == "LOG_CORRUPT"
+
+
+def test_a_result_in_the_log_that_is_no_json_is_damage() -> None:
+    driver = Driver(tools=[tool()])
+    driver.say()
+    driver.result(driver.call(), json="[1]")
+    event = event_pb2.Event.FromString(driver.log[-1])
+    event.tool_call_finished.result.json = "[1"
+    driver.log[-1] = event.SerializeToString()
+    assert raises_reason(driver.lose) == "LOG_CORRUPT"
+
+
+def test_a_deadline_after_all_time_is_shown_as_the_last_moment() -> None:
+    driver = Driver(tools=[tool()])
+    driver.say()
+    driver.call()
+    event = event_pb2.Event.FromString(driver.log[-1])
+    event.tool_call_ready.deadline.seconds = 2**62
+    driver.log[-1] = event.SerializeToString()
+    shown = driver.folded().view().open_tool_calls[0].deadline
+    assert shown.ToJsonString() == "9999-12-31T23:59:59.999999999Z"
