@@ -9,6 +9,7 @@ from typing import Annotated, ClassVar, Final
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from backchannel.engines.settings import faults_of
 from backchannel.errors import BackchannelError, Reason
 
 HOUSE: Final = "house"
@@ -117,11 +118,8 @@ class LlamaConfig:
         try:
             config = TypeAdapter(cls).validate_python(dict(options))
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-            )
             raise BackchannelError(
-                Reason.FIELD_INVALID, f"settings of the engine llama: {faults}"
+                Reason.FIELD_INVALID, f"settings of the engine llama: {faults_of(error, cls)}"
             ) from error
         return cls(tuple(map(_completed, config.models)))
 

@@ -13,6 +13,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from backchannel.engines.openai_dialect import DialectName
 from backchannel.engines.protocol import Capability
+from backchannel.engines.settings import faults_of
 from backchannel.errors import BackchannelError, Reason
 
 _KEY_BYTES: Final = 16 * 1024
@@ -85,11 +86,7 @@ class OpenAIConfig:
         try:
             config: OpenAIConfig = TypeAdapter(cls).validate_python(dict(options))
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {_MISSING.get(fault['type'], fault['msg'])}"
-                for fault in error.errors()
-            )
-            raise _invalid(name, faults) from error
+            raise _invalid(name, faults_of(error, cls, _MISSING)) from error
         wrong = config.wrong()
         if wrong:
             raise _invalid(name, wrong)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Final, Self
+
+from pydantic import ValidationError
 
 from backchannel.errors import BackchannelError, Reason
 
@@ -60,6 +62,29 @@ class EngineSettings:
             _count(name, "max_waiting", options.pop("max_waiting", None)),
             options,
         )
+
+
+def faults_of(
+    error: ValidationError, settings: type, words: Mapping[str, str] | None = None
+) -> str:
+    """Tell what is wrong with an adapter's settings, each by its name.
+
+    Args:
+        error: What was found.
+        settings: The dataclass that they were to become.
+        words: What to say of a kind of fault where pydantic's words will not do.
+    """
+    told = []
+    for fault in error.errors():
+        place = ".".join(map(str, fault["loc"]))
+        if fault["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+            told.append(f"{place}: {(words or {}).get(fault['type'], fault['msg'])}")
+        elif len(fault["loc"]) > 1:
+            told.append(f"{place}: there is no such setting")
+        else:
+            known = ", ".join(sorted(one.name for one in fields(settings) if one.init))
+            told.append(f"{place}: there is no such setting; there are {known}")
+    return "; ".join(told)
 
 
 def checked_aliases(

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from backchannel.engines.settings import faults_of
 from backchannel.errors import BackchannelError, Reason
 
 _KEY_BYTES: Final = 16 * 1024
@@ -84,10 +85,7 @@ class SmgConfig:
         try:
             config: SmgConfig = TypeAdapter(cls).validate_python(dict(options))
         except ValidationError as error:
-            faults = "; ".join(
-                f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()
-            )
-            raise _invalid(name, faults) from error
+            raise _invalid(name, faults_of(error, cls)) from error
         wrong = config.wrong()
         if wrong:
             raise _invalid(name, wrong)

@@ -292,13 +292,13 @@ def test_the_bundled_model_by_name_beside_another() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"model": []}, "model"),
+        ({"model": []}, "model: there is no such setting; there are models"),
         ({"models": []}, "models"),
         ({"models": [{"path": "x.gguf"}]}, "models.0.name"),
         ({"models": [{"name": "a/b", "path": "x.gguf"}]}, "models.0.name"),
         ({"models": [{"name": "a", "path": "x.gguf", "n_ctx": 0}]}, "models.0.n_ctx"),
         ({"models": [{"name": "a", "path": "x.gguf", "n_parallel": 0}]}, "models.0.n_parallel"),
-        ({"models": [{"name": "a", "path": "x.gguf", "threads": 1}]}, "models.0.threads"),
+        ({"models": [{"name": "a", "path": "x.gguf", "threads": 1}]}, "0.threads: there is no"),
         ({"models": [{"name": "a", "path": "x.gguf", "temperature": "nan"}]}, "temperature"),
         ({"models": [{"name": "a"}]}, "only house is bundled"),
         ({"models": [{"name": "house"}, {"name": "house"}]}, "two models have one name"),

@@ -350,7 +350,7 @@ def test_what_a_server_has_not_is_refused(dialect: str, prompt: Prompt, field: s
         ({"base_url": "http://host:99999/v1"}, "URL"),
         ({"base_url": "http://me:secret@host/v1"}, "api_key_env"),
         ({"base_url": "http://host/v1?key=secret"}, "api_key_env"),
-        ({"base_url": URL, "api_key": "secret"}, "api_key"),
+        ({"base_url": URL, "api_key": "secret"}, "no such setting; there are api_key_env"),
         ({"base_url": URL, "api_key_env": "A", "api_key_file": "b"}, "exclude"),
         ({"base_url": URL, "dialect": "klingon"}, "dialect"),
         ({"base_url": URL, "models": ["m", "m"]}, "twice"),
