@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -29,6 +30,8 @@ app = typer.Typer(
 
 - `backchannel sessions` — newest first
 
+- `backchannel sessions --label team=support --label env=prod` — those with both labels
+
 - `backchannel sessions show 0KpQ7rZ5s1uVwXyZ` — what was said in one
 
 - `backchannel sessions delete 0KpQ7rZ5s1uVwXyZ`
@@ -43,32 +46,61 @@ def _id(value: str) -> str:
     return value
 
 
+def _labels(values: list[str] | None) -> list[str] | None:
+    for value in values or ():
+        check_text(value, "--label")
+        key, equals, _ = value.partition("=")
+        if not (key and equals):
+            raise typer.BadParameter(f"write it as KEY=VALUE, unlike {value!r}")
+    return values
+
+
+Labels = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--label",
+        help="Only sessions with this label; give it several times for all of several.",
+        metavar="KEY=VALUE",
+        show_default=False,
+        callback=_labels,
+    ),
+]
+
 SessionId = Annotated[
     str, typer.Argument(help="Which session: its id.", show_default=False, callback=_id)
 ]
 
 
 @app.callback(invoke_without_command=True)
-def sessions(context: typer.Context, server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+def sessions(
+    context: typer.Context,
+    server: Server = DEFAULT_SERVER,
+    label: Labels = None,
+    json: Json = False,
+) -> None:
     """List the sessions, unless a command says otherwise."""
     if context.invoked_subcommand is None:
-        list_sessions(server, json)
+        list_sessions(server, label, json)
 
 
 @app.command("list")
-def list_sessions(server: Server = DEFAULT_SERVER, json: Json = False) -> None:
+def list_sessions(
+    server: Server = DEFAULT_SERVER, label: Labels = None, json: Json = False
+) -> None:
     """List the sessions, newest first."""
 
     async def command() -> int:
         from backchannel.cli.output import print_json, print_table
 
         async with connect(server) as client:
-            found = [session async for session in client.sessions()]
+            found = [session async for session in client.sessions(filter=_filter(label or ()))]
         if json:
             print_json(found)
         elif found or not sys.stdout.isatty():
-            head = ["session", "model", "state", "tokens", "last used"]
+            head = ["session", "model", "state", "tokens", "last used", "labels"]
             print_table(head, [_row(session) for session in found])
+        elif label:
+            typer.echo("No sessions with such labels. `backchannel sessions` lists all.")
         else:
             typer.echo("No sessions. `backchannel chat` begins one.")
         return 0
@@ -120,7 +152,22 @@ def _row(session: Session) -> list[str]:
         _state(session),
         f"{session.total_usage.generated_tokens:,}",
         _when(session),
+        _shown_labels(session),
     ]
+
+
+def _shown_labels(session: Session) -> str:
+    return " ".join(f"{key}={value}" for key, value in sorted(session.config.labels.items()))
+
+
+def _filter(labels: Iterable[str]) -> str:
+    """As ListSessions takes it."""
+    terms = []
+    for label in labels:
+        key, _, value = label.partition("=")
+        quoted = value.replace("\\", "\\\\").replace('"', '\\"')
+        terms.append(f'labels.{key} = "{quoted}"')
+    return " AND ".join(terms)
 
 
 def _state(session: Session) -> str:
@@ -150,6 +197,7 @@ def _print_session(snapshot: Snapshot) -> None:
         "events": f"{session.earliest_seq} to {session.last_seq}",
         "last used": _when(session),
         "system": session.config.system,
+        "labels": _shown_labels(session),
         "tools": ", ".join(tool.name for tool in session.config.tools),
     }
     for name, value in facts.items():

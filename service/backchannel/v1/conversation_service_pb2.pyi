@@ -220,7 +220,9 @@ class ListSessionsRequest(_message.Message):
     page_token: _builtins.str
     """`next_page_token` of the page before, all else the same."""
     filter: _builtins.str
-    """`labels.KEY = "VALUE"`, several joined by `AND`."""
+    """`labels.KEY = "VALUE"`, several joined by `AND`: the sessions that have all of these labels.
+    Within a value `\\"` is a quotation mark and `\\\\` a backslash. At most 64.
+    """
     def __init__(
         self,
         *,
@@ -245,7 +247,9 @@ class ListSessionsResponse(_message.Message):
     next_page_token: _builtins.str
     """Empty on the last page."""
     @_builtins.property
-    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]: ...
+    def sessions(self) -> _containers.RepeatedCompositeFieldContainer[_session_pb2.Session]:
+        """May be fewer than `page_size`, also when more follow: a page holds about 1 MiB."""
+
     def __init__(
         self,
         *,

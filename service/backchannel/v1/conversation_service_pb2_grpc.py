@@ -134,7 +134,8 @@ class ConversationServiceServicer:
 
     def ListSessions(self, request, context):
         """The caller's sessions, newest first. While sessions belong to nobody (no identities) only
-        callers on the server's own machine may list: PERMISSION_DENIED elsewhere.
+        callers on the server's own machine may list: PERMISSION_DENIED elsewhere. What is listed is
+        without the history that a session was created with: see GetSession.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

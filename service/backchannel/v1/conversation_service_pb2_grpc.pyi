@@ -62,7 +62,8 @@ class ConversationServiceStub:
     """The session as it stands."""
     ListSessions: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.ListSessionsRequest, _conversation_service_pb2.ListSessionsResponse]
     """The caller's sessions, newest first. While sessions belong to nobody (no identities) only
-    callers on the server's own machine may list: PERMISSION_DENIED elsewhere.
+    callers on the server's own machine may list: PERMISSION_DENIED elsewhere. What is listed is
+    without the history that a session was created with: see GetSession.
     """
     DeleteSession: _grpc.UnaryUnaryMultiCallable[_conversation_service_pb2.DeleteSessionRequest, _conversation_service_pb2.DeleteSessionResponse]
     """Ends a session and deletes its log. Readers get SessionClosed, then OK. The id cannot be used
@@ -102,7 +103,8 @@ class ConversationServiceAsyncStub(ConversationServiceStub):
     """The session as it stands."""
     ListSessions: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.ListSessionsRequest, _conversation_service_pb2.ListSessionsResponse]  # type: ignore[assignment]
     """The caller's sessions, newest first. While sessions belong to nobody (no identities) only
-    callers on the server's own machine may list: PERMISSION_DENIED elsewhere.
+    callers on the server's own machine may list: PERMISSION_DENIED elsewhere. What is listed is
+    without the history that a session was created with: see GetSession.
     """
     DeleteSession: _aio.UnaryUnaryMultiCallable[_conversation_service_pb2.DeleteSessionRequest, _conversation_service_pb2.DeleteSessionResponse]  # type: ignore[assignment]
     """Ends a session and deletes its log. Readers get SessionClosed, then OK. The id cannot be used
@@ -175,7 +177,8 @@ class ConversationServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_conversation_service_pb2.ListSessionsResponse, _abc.Awaitable[_conversation_service_pb2.ListSessionsResponse]]:
         """The caller's sessions, newest first. While sessions belong to nobody (no identities) only
-        callers on the server's own machine may list: PERMISSION_DENIED elsewhere.
+        callers on the server's own machine may list: PERMISSION_DENIED elsewhere. What is listed is
+        without the history that a session was created with: see GetSession.
         """
 
     @_abc_1.abstractmethod

@@ -360,7 +360,9 @@ class Session(_message.Message):
 
     @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """When the session will be deleted if nothing happens in it (7 days after `update_time`)."""
+        """When the session will be deleted if nothing happens in it: 7 days after `update_time`, or what
+        the server is set to. Not while a turn runs or a call is open.
+        """
 
     def __init__(
         self,

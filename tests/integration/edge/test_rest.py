@@ -89,7 +89,7 @@ SESSION = "/v1/sessions/nobody-has-ever-made-this"
         ("POST", "/v1/sessions", {"model": "no/such"}, 404, 5, "MODEL_NOT_FOUND"),
         ("POST", "/v1/sessions", {"sessionId": "short"}, 400, 3, "FIELD_INVALID"),
         ("GET", "/v1/sessions?page_size=1000", None, 400, 3, "FIELD_OUT_OF_RANGE"),
-        ("GET", '/v1/sessions?filter=labels.a="b"', None, 501, 12, "NOT_IMPLEMENTED"),
+        ("GET", "/v1/sessions?filter=labels.a=b", None, 400, 3, "FIELD_INVALID"),
         ("GET", "/assets/no-such-file.js", None, 404, 5, "ASSET_NOT_FOUND"),
         # What Envoy refuses by itself has the same shape.
         ("GET", "/v1/nothing", None, 404, 5, None),

@@ -1,17 +1,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.host.config import HostConfig
+from backchannel.host.faults import draining_error
+from backchannel.host.host import Host
+from backchannel.log.memory import MemoryLog
 from backchannel.log.protocol import Log, Retention
 from backchannel.log.registry import open_log
+from backchannel.v1 import frame_pb2, session_pb2
 from tests.support.clock import settle
-from tests.support.hosting import ShakyLog, attach, hosting, interrupt, say
+from tests.support.hosting import ShakyLog, attach, config, hosting, interrupt, kind, say
 
+CONTINUE = session_pb2.DisconnectPolicy.ACTION_CONTINUE
 NAME = "a-session-id-of-some-length"
 DAY_S = 24 * 3600
 SMALL = HostConfig(retention=Retention(max_events=50), tail_events=5, sweep_s=60)
@@ -174,3 +180,167 @@ async def test_a_deletion_that_was_cut_short_is_finished_later() -> None:
             await run.host.get(NAME)
         assert refused.value.reason is Reason.SESSION_NOT_FOUND
         assert await log.count() == 0
+
+
+async def test_the_time_until_a_session_expires_can_be_set(log: Log) -> None:
+    settings = HostConfig(expire_after_s=600, sweep_s=DAY_S, heartbeat_s=DAY_S)
+    async with hosting(log, settings=settings) as run:
+        live = (await run.create(session_id=NAME, max_tokens=3)).live
+        view = await live.view()
+        assert view.expire_time.seconds - view.update_time.seconds == 600
+        stream = attach(live)
+        await stream.until("session_opened")
+        opened = stream.events[0].session_opened.session
+        assert opened.expire_time == view.expire_time
+        await run.clock.advance(599)
+        await live.send(say())
+        await stream.until("turn_finished")
+        await run.clock.advance(599)
+        await run.host.sweep()
+        assert await run.host.get(NAME) is live
+        stream.close()
+        await run.clock.advance(1)
+        await run.host.sweep()
+        assert await run.log.count() == 0
+
+
+@pytest.mark.parametrize("model", ["scripted/stall", "scripted/tool"])
+async def test_a_session_at_work_is_not_idle(model: str, log: Log) -> None:
+    settings = HostConfig(expire_after_s=60, sweep_s=DAY_S, heartbeat_s=DAY_S)
+    async with hosting(log, settings=settings) as run:
+        wanted = config(model, session_id=NAME, tools=["look"], action=CONTINUE)
+        wanted.tools[0].idle_timeout.seconds = wanted.tools[0].timeout.seconds = 3600
+        live = (await run.host.create(wanted)).live
+        stream = attach(live)
+        await live.send(say())
+        at_work = "tool_call_ready" if model == "scripted/tool" else "output_delta"
+        await stream.until(at_work)
+        await settle()
+        await run.clock.advance(300)
+        # Not even asked about, so that those that are idle are not hidden behind it.
+        assert await run.log.expired(run.clock.now_ns(), 9) == []
+        await run.host.sweep()
+        assert await run.host.get(NAME) is live
+        if model == "scripted/stall":
+            await live.send(interrupt(stream.turn_id))
+        else:
+            call_id = next(e for e in stream.events if kind(e) == at_work).tool_call_ready.call_id
+            frame = frame_pb2.ClientFrame(frame_id="result")
+            frame.tool_result.call_id, frame.tool_result.json = call_id, "{}"
+            await live.send(frame)
+        await stream.until("turn_finished")
+        await settle()
+        stream.close()
+        await run.clock.advance(59)
+        assert await run.log.expired(run.clock.now_ns(), 9) == []
+        await run.clock.advance(1)
+        await run.host.sweep()
+        assert await run.log.count() == 0
+
+
+class CountingLog(MemoryLog):
+    """Counts the events that are read."""
+
+    events_read = 0
+
+    async def read(
+        self, session_id: str, after_seq: int, *, max_events: int, max_bytes: int
+    ) -> Sequence[bytes]:
+        found = await super().read(
+            session_id, after_seq, max_events=max_events, max_bytes=max_bytes
+        )
+        self.events_read += len(found)
+        return found
+
+
+async def test_no_more_than_so_many_events_are_read_to_open_a_long_session() -> None:
+    log, every = CountingLog(), 300
+    settings = HostConfig(checkpoint_events=every)
+    async with hosting(log, settings=settings) as run:
+        live = (await run.create(session_id=NAME, max_tokens=20)).live
+        for turn in range(100):
+            await live.send(say(frame_id=f"f{turn}"))
+            await live.rest()
+            await settle()
+        before = await live.view()
+        assert before.last_seq > 2000
+        assert before.earliest_seq == 1
+    log.events_read = 0
+    async with hosting(log, settings=settings) as run:
+        live = await run.host.get(NAME)
+        assert await live.view() == before
+        assert (await live.send(say(frame_id="f0"))).seq == 2
+    # A turn may begin just before it is time.
+    assert 0 < log.events_read < every + 30
+    # And none of it was trimmed: who wants to may read it all.
+    assert len(await log.read(NAME, 0, max_events=10**6, max_bytes=10**9)) == before.last_seq
+
+
+async def test_a_session_that_never_rests_gets_its_checkpoint_from_the_log() -> None:
+    settings = HostConfig(checkpoint_events=20, sweep_s=DAY_S)
+    async with hosting(settings=settings) as run:
+        live = (await run.create("scripted/stall", session_id=NAME)).live
+        stream = attach(live)
+        for turn in range(17):
+            await live.send(say(frame_id=f"f{turn}"))
+        for turn in range(1, 16):
+            # The next turn begins with the end of the one before.
+            await stream.until(lambda s, n=turn: s.kinds.count("turn_started") == n)  # type: ignore[misc] # a default
+            started = [e.turn_started for e in stream.events if kind(e) == "turn_started"]
+            await live.send(interrupt(started[-1].turn_id, f"stop{turn}"))
+        await stream.until(lambda s: s.kinds.count("turn_started") == 16)
+        await settle()
+        assert not live.resting
+        stored = await run.log.load(NAME)
+        assert stored is not None
+        seq = stored.checkpoint.seq if stored.checkpoint else 0
+        await run.host.sweep()
+        stored = await run.log.load(NAME)
+        assert stored is not None
+        assert stored.checkpoint is not None
+        last_start = [e.seq for e in stream.events if kind(e) == "turn_started"][-1]
+        assert seq < stored.checkpoint.seq == last_start - 1
+        stream.close()
+
+
+async def test_a_session_that_is_not_in_memory_is_trimmed(log: Log) -> None:
+    async with hosting(log, settings=HostConfig(sweep_s=DAY_S)) as run:
+        live = (await run.create(session_id=NAME)).live
+        await live.send(say(frame_id="f1"))
+        await live.rest()
+        before = await live.view()
+        # The process ends; the next one has not taken the session up.
+        live.forget(draining_error())
+        run.host._gone(live)
+        kept = HostConfig(retention=Retention(max_events=50), sweep_s=DAY_S)
+        async with Host(log=run.log, engines=run.engines, config=kept, clock=run.clock) as another:
+            await another.sweep()
+            stored = await run.log.load(NAME)
+            assert stored is not None
+            assert stored.earliest_seq == 55
+            assert stored.checkpoint is not None
+            assert not another._live
+            live = await another.get(NAME)
+            before.earliest_seq = 55
+            assert await live.view() == before
+            assert (await live.send(say(frame_id="f1"))).seq == 2
+
+
+async def test_a_sweep_asks_the_log_once_however_many_sessions_there_are() -> None:
+    log = ShakyLog()
+    asked: list[str] = []
+    genuine = log.trimmable_seq
+
+    async def counted(session_id: str, retention: Retention, now_ns: int) -> int:
+        asked.append(session_id)
+        return await genuine(session_id, retention, now_ns)
+
+    log.trimmable_seq = counted  # type: ignore[method-assign] # to count
+    async with hosting(log, settings=SMALL) as run:
+        for _ in range(20):
+            await run.create(max_tokens=3)
+        live = (await run.create(session_id=NAME)).live
+        await live.send(say())
+        await live.rest()
+        await run.host.sweep()
+        assert asked == [NAME]

@@ -220,7 +220,8 @@ export type ListSessionsRequest = Message<"backchannel.v1.ListSessionsRequest"> 
   pageToken: string;
 
   /**
-   * `labels.KEY = "VALUE"`, several joined by `AND`.
+   * `labels.KEY = "VALUE"`, several joined by `AND`: the sessions that have all of these labels.
+   * Within a value `\"` is a quotation mark and `\\` a backslash. At most 64.
    *
    * @generated from field: string filter = 3;
    */
@@ -239,6 +240,8 @@ export const ListSessionsRequestSchema: GenMessage<ListSessionsRequest> = /*@__P
  */
 export type ListSessionsResponse = Message<"backchannel.v1.ListSessionsResponse"> & {
   /**
+   * May be fewer than `page_size`, also when more follow: a page holds about 1 MiB.
+   *
    * @generated from field: repeated backchannel.v1.Session sessions = 1;
    */
   sessions: Session[];
@@ -358,7 +361,8 @@ export const ConversationService: GenService<{
   },
   /**
    * The caller's sessions, newest first. While sessions belong to nobody (no identities) only
-   * callers on the server's own machine may list: PERMISSION_DENIED elsewhere.
+   * callers on the server's own machine may list: PERMISSION_DENIED elsewhere. What is listed is
+   * without the history that a session was created with: see GetSession.
    *
    * @generated from rpc backchannel.v1.ConversationService.ListSessions
    */

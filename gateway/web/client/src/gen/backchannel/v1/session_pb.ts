@@ -102,7 +102,8 @@ export type Session = Message$1<"backchannel.v1.Session"> & {
   updateTime?: Timestamp | undefined;
 
   /**
-   * When the session will be deleted if nothing happens in it (7 days after `update_time`).
+   * When the session will be deleted if nothing happens in it: 7 days after `update_time`, or what
+   * the server is set to. Not while a turn runs or a call is open.
    *
    * @generated from field: google.protobuf.Timestamp expire_time = 11;
    */
