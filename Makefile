@@ -70,7 +70,7 @@ UV_COMPILE := env -u PIP_FIND_LINKS -u UV_FIND_LINKS .venv/bin/uv pip compile --
 	--custom-compile-command 'make lock' $(ARGS)
 
 lock: .venv/.dev ## pin all dependencies anew (ARGS='--upgrade' takes newer versions)
-	$(UV_COMPILE) --group build --extra edge --extra openai pyproject.toml --output-file requirements.lock
+	$(UV_COMPILE) --group build --extra edge --extra openai --extra telemetry pyproject.toml --output-file requirements.lock
 	$(UV_COMPILE) --group build --group dev --extra edge --extra openai --extra smg --extra telemetry --constraint requirements.lock \
 		pyproject.toml --output-file requirements-dev.lock
 	$(UV_COMPILE) --group pyproject.toml:go --output-file requirements-go.lock

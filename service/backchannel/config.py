@@ -30,6 +30,7 @@ from pydantic_settings import (
 from backchannel.host.config import HostConfig
 from backchannel.listen import Address
 from backchannel.logging import LogFormat, LogLevel
+from backchannel.telemetry.config import TelemetryConfig
 
 ENV_PREFIX: Final = "BACKCHANNEL_"
 NESTED: Final = "__"
@@ -85,6 +86,7 @@ class ServeConfig(BaseSettings):
         edge_tls_certificate: A PEM file with a certificate and its chain, for the overlay `tls`.
         edge_tls_key: A PEM file with the certificate's key.
         sessions: Limits and times of sessions.
+        telemetry: Where traces and metrics go.
     """
 
     model_config = SettingsConfigDict(
@@ -119,6 +121,7 @@ class ServeConfig(BaseSettings):
     edge_tls_certificate: str = ""
     edge_tls_key: str = ""
     sessions: HostConfig = HostConfig()
+    telemetry: TelemetryConfig = TelemetryConfig()
 
     @property
     def model_file(self) -> Path | None:
@@ -337,6 +340,10 @@ def _container(place: tuple[str, ...], toml: Path | None) -> str:
 def _origin(place: tuple[str, ...], flags: Mapping[str, object], toml: Path | None) -> str:
     """Where a value came from, the way the person wrote it."""
     field = place[0]
+    given = flags.get(field)
+    if isinstance(given, Mapping):
+        options = [name for name in given if place[1:2] in ((), (name,))]
+        return ", ".join("--" + name.replace("_", "-") for name in options)
     if field in flags:
         return "--" + field.removesuffix("_s").replace("_", "-")
     for variable in (_variable(place), _variable(place[:1])):

@@ -142,7 +142,13 @@ class Viewed(Protocol):
 
 
 class Observer:
-    """Hears nothing. What watches is a subclass."""
+    """Hears nothing. What watches is a subclass.
+
+    Attributes:
+        metrics_url: Where people find the metrics; empty for nowhere.
+    """
+
+    metrics_url: str = ""
 
     def call(self, method: str, metadata: Sequence[tuple[str, str | bytes]]) -> CallWatch | None:
         """An RPC of this full method name begins."""

@@ -23,6 +23,7 @@ from backchannel import errors
 from backchannel.edge.process import Edge
 from backchannel.edge.rendering import LOOPBACK_HOSTS, Placement
 from backchannel.listen import Address
+from backchannel.observer import SILENT, Observer
 from backchannel.rpc.server import Server
 from backchannel.v1 import conversation_service_pb2 as pb
 from backchannel.v1 import event_pb2, frame_pb2
@@ -73,10 +74,12 @@ class Site:
 
 
 @contextlib.asynccontextmanager
-async def site(*, server: dict[str, Any] | None = None, **more: Any) -> AsyncIterator[Site]:
+async def site(
+    *, server: dict[str, Any] | None = None, observer: Observer = SILENT, **more: Any
+) -> AsyncIterator[Site]:
     """A server in this process with a real Envoy in front."""
     async with (
-        Server(config(**(server or {})), doors=[doors]) as running,
+        Server(config(**(server or {})), doors=[doors], observer=observer) as running,
         Edge(placement(running.address, **more), drain_s=1, threads=1) as edge,
     ):
         await edge.start()

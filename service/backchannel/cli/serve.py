@@ -24,6 +24,7 @@ _STORAGE = "Storage and models"
 _NETWORK = "Network"
 _BROWSERS = "Browsers"
 _PROCESS = "Process"
+_WATCHING = "Metrics and traces"
 
 
 def serve(
@@ -94,6 +95,22 @@ def serve(
             help="Where sessions are kept: sqlite:///absolute/path, or memory, which forgets."
             " Default: a SQLite file in the user's state folder.",
             rich_help_panel=_STORAGE,
+        ),
+    ] = None,
+    metrics_listen: Annotated[
+        str | None,
+        typer.Option(
+            help="Where Prometheus finds the metrics: host:port, or off. Default: 127.0.0.1:9464"
+            " if that is free and backchannel\\[telemetry] is installed.",
+            rich_help_panel=_WATCHING,
+        ),
+    ] = None,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            help="A collector that takes traces and metrics as OTLP over gRPC, such as"
+            " http://127.0.0.1:4317. Default: OTEL_EXPORTER_OTLP_ENDPOINT, or none.",
+            rich_help_panel=_WATCHING,
         ),
     ] = None,
     config: Annotated[
@@ -180,7 +197,10 @@ def serve(
         "log_level": log_level,
         "log_format": log_format,
     }
-    flags = {name: value for name, value in given.items() if value is not None}
+    flags: dict[str, object] = {name: value for name, value in given.items() if value is not None}
+    watching = {"metrics_listen": metrics_listen, "otlp_endpoint": otlp_endpoint}
+    if asked := {name: value for name, value in watching.items() if value is not None}:
+        flags["telemetry"] = asked
 
     # After parsing, so that --help and mistakes are answered at once.
     import asyncio
@@ -215,6 +235,7 @@ async def _run(config: ServeConfig) -> int:
     from backchannel.edge.rendering import EdgeError
     from backchannel.errors import BackchannelError
     from backchannel.rpc.server import ListenError, Server
+    from backchannel.telemetry.opening import TelemetryError, watched
     from backchannel_gateway import doors
 
     stop = asyncio.Event()
@@ -236,15 +257,19 @@ async def _run(config: ServeConfig) -> int:
     loop.add_signal_handler(signal.SIGUSR2, logging.change_level, config.log_level)
     try:
         # Envoy outlives the service: what the service says at the end has to get out.
-        async with BrowserEdge(config) as edge, Server(config, doors=[doors]) as server:
+        async with (
+            BrowserEdge(config) as edge,
+            watched(config.telemetry) as observer,
+            Server(config, doors=[doors], observer=observer) as server,
+        ):
             await edge.start(server.address)
-            _greet(server, edge)
+            _greet(server, edge, observer.metrics_url)
             await stop.wait()
             typer.echo(
                 f"Stopping within {config.drain_grace_s:g} s; once more stops at once.", err=True
             )
             await edge.drain()
-    except (ListenError, EdgeError) as error:
+    except (ListenError, EdgeError, TelemetryError) as error:
         _complain(str(error))
         return EXIT_USAGE
     except BackchannelError as error:
@@ -253,7 +278,7 @@ async def _run(config: ServeConfig) -> int:
     return 0
 
 
-def _greet(server: Server, edge: BrowserEdge) -> None:
+def _greet(server: Server, edge: BrowserEdge, metrics_url: str) -> None:
     """Say what runs, and what to do next."""
     for problem in server.engines.problems:
         _complain(f"{problem.subject} is not there: {problem.message}", "Note")
@@ -265,6 +290,7 @@ def _greet(server: Server, edge: BrowserEdge) -> None:
         f"Backchannel listens on {server.address}\n"
         f"  model  {_default(server)}\n"
         f"  log    {server.log_address}\n"
+        + (f"  metrics {metrics_url}\n" if metrics_url else "")
         + (f"Open {edge.url} in a browser, or try" if edge.url else "Try")
         + ", in another terminal:\n"
         f"  backchannel chat{others}\n"

@@ -191,10 +191,12 @@ async def _abort(
 
 
 def _code(context: Context) -> grpc.StatusCode:
-    code: grpc.StatusCode | int = context.code()
+    """The status that was set, as a member of the enumeration or by its number; at first None."""
+    code: grpc.StatusCode | int | None = context.code()
     if isinstance(code, grpc.StatusCode):
         return code
-    return next((known for known in grpc.StatusCode if known.value[0] == code), _UNKNOWN)
+    number = code or 0
+    return next((known for known in grpc.StatusCode if known.value[0] == number), _UNKNOWN)
 
 
 def _each(parse: Parser | None) -> Parser | None:

@@ -1,0 +1,1 @@
+"""Traces and metrics: what the service tells OpenTelemetry and Prometheus about itself."""
