@@ -274,6 +274,107 @@ async def test_ctrl_c_stops_and_keeps_what_was_shown_and_the_second_leaves(sdk: 
     assert turn.text[: turn.kept_chars].strip() == shown
 
 
+async def test_a_line_typed_while_it_speaks_is_answered_after_it(sdk: Client) -> None:
+    async with Terminal("chat", "-m", "scripted/count", "-o", "rate=40") as terminal:
+        await terminal.expect("> ")
+        terminal.type("count\r")
+        await terminal.expect("1 2 3 4 5")
+        terminal.type("n")
+        await terminal.expect(">> n")
+        terminal.type("ext\r")
+        await terminal.expect("98 99 100")
+        await terminal.expect("> next")
+        await terminal.expect("98 99 100")
+        await terminal.expect("> ")
+        terminal.type("\x04")
+        assert await terminal.ended() == 0
+    snapshot = await only_session(sdk)
+    assert [turn.input.parts[0].text for turn in snapshot.turns] == ["count", "next"]
+    assert {turn.finish_reason for turn in snapshot.turns} == {FinishReason.FINISH_REASON_STOP}
+
+
+async def test_steering_lets_the_sentence_end(sdk: Client) -> None:
+    async with Terminal("chat", "-m", "scripted/echo", "-o", "rate=20") as terminal:
+        await terminal.expect("> ")
+        terminal.type("one two. " * 60 + "\r")
+        await terminal.expect("one two. one two.")
+        terminal.type("/steer shorter, please\r")
+        await terminal.expect("went on differently")
+        await terminal.expect("> shorter, please")
+        await terminal.expect("shorter, please")
+        await terminal.expect("> ")
+        terminal.type("\x04")
+        assert await terminal.ended() == 0
+    first, second = (await only_session(sdk)).turns
+    assert first.finish_reason == FinishReason.FINISH_REASON_STEERED
+    assert first.text.endswith("two.")
+    assert second.text == "shorter, please"
+
+
+async def test_redirecting_keeps_what_was_on_the_screen(sdk: Client) -> None:
+    async with Terminal("chat", *SLOW) as terminal:
+        await terminal.expect("> ")
+        terminal.type("count\r")
+        await terminal.expect("1 2 3 4 5")
+        terminal.type("/")
+        await terminal.expect(">> /")
+        shown = re.findall(r"1 2 [\d ]+", terminal.text)[-1].strip()
+        await asyncio.sleep(0.5)
+        terminal.type("now again\r")
+        await terminal.expect("what you see above is what stays in the conversation")
+        await terminal.expect("> again")
+        terminal.type("\x03")
+        await terminal.expect("stopped")
+        terminal.type("\x04")
+        assert await terminal.ended() == 0
+    first = (await only_session(sdk)).turns[0]
+    assert first.finish_reason == FinishReason.FINISH_REASON_INTERRUPTED
+    assert first.text[: first.kept_chars].strip() == shown
+
+
+async def test_ctrl_c_at_the_aside_stops_the_answer(sdk: Client) -> None:
+    async with Terminal("chat", *SLOW) as terminal:
+        await terminal.expect("> ")
+        terminal.type("count\r")
+        await terminal.expect("1 2 3 4 5")
+        terminal.type("x\x7f")
+        await terminal.expect(">> ")
+        terminal.type("\x03")
+        await terminal.expect("what you see above is what stays in the conversation")
+        await terminal.expect("> ")
+        terminal.type("\x04")
+        assert await terminal.ended() == 0
+    (turn,) = (await only_session(sdk)).turns
+    assert turn.finish_reason == FinishReason.FINISH_REASON_INTERRUPTED
+
+
+async def test_the_last_message_is_edited_and_said_again_in_a_new_session(sdk: Client) -> None:
+    async with Terminal("chat", "-m", "scripted/echo") as terminal:
+        await terminal.expect("> ")
+        terminal.type("/retry\r")
+        await terminal.expect("Nothing was said here yet")
+        await terminal.expect("> ")
+        terminal.type("first\r")
+        await terminal.expect("tokens: 1 shown")
+        await terminal.expect("> ")
+        terminal.type("second\r")
+        await terminal.expect("tokens: 1 shown")
+        await terminal.expect("> ")
+        terminal.type("/edit\r")
+        await terminal.expect("> second")
+        terminal.type(" thought\r")
+        old = await terminal.expect(r"The old one is kept:\s+backchannel chat .*--session (\S+)")
+        await terminal.expect("tokens: 2 shown")
+        await terminal.expect("> ")
+        terminal.type("\x04")
+        new = await terminal.expect(r"Go on with:\s+backchannel chat .*--session (\S+)")
+        assert await terminal.ended() == 0
+    assert [turn.text for turn in (await sdk.snapshot(old.group(1))).turns] == ["first", "second"]
+    snapshot = await sdk.snapshot(new.group(1))
+    assert [turn.text for turn in snapshot.turns] == ["second thought"]
+    assert [m.parts[0].text for m in snapshot.session.config.history] == ["first", "first"]
+
+
 async def test_a_second_ctrl_c_leaves_an_answer_that_does_not_stop(
     server_process: ServerProcess,
 ) -> None:

@@ -51,6 +51,12 @@ def chat(
     said before. The session stays on the server: it tells its id at the end, and `--session` goes
     on with it, here or elsewhere.
 
+    **While it speaks** just type: what you say is answered after this answer. `/steer TEXT` lets it
+    end its sentence, or its tools, first and goes on from there; `/now TEXT` stops it where it is.
+
+    `/retry` has the last message answered again, `/edit` lets you change it first; both go on in a
+    new session that has the same past, and keep the old one.
+
     Where input or output is no terminal, the answer alone goes to standard output and the exit code
     is 0 only if it is whole.
 

@@ -13,6 +13,7 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from prompt_toolkit.patch_stdout import patch_stdout
 
 _PROMPT = FormattedText([("ansicyan bold", "> ")])
+_ASIDE = FormattedText([("ansiyellow bold", ">> ")])
 
 
 class Prompt:
@@ -30,8 +31,12 @@ class Prompt:
             reserve_space_for_menu=0,
         )
 
-    async def ask(self) -> str:
+    async def ask(self, text: str = "", *, aside: bool = False) -> str:
         """The next message.
+
+        Args:
+            text: What stands there to begin with.
+            aside: Whether an answer is under way.
 
         Raises:
             EOFError: Ctrl-D on an empty line.
@@ -39,7 +44,7 @@ class Prompt:
         """
         # A note that comes in meanwhile is printed above the line, not into it.
         with patch_stdout(raw=True):
-            return await self._session.prompt_async(_PROMPT)
+            return await self._session.prompt_async(_ASIDE if aside else _PROMPT, default=text)
 
     @property
     def text(self) -> str:

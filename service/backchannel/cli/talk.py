@@ -7,6 +7,7 @@ in another process, looks as if nothing had happened, apart from the note that i
 from __future__ import annotations
 
 import asyncio
+from dataclasses import dataclass
 from typing import Final
 
 from backchannel.cli.figures import turn_line
@@ -18,17 +19,20 @@ from backchannel.client import (
     ClosedError,
     ConnectionChange,
     Conversation,
+    Delivery,
     Event,
     FinishReason,
     Lost,
     Receipt,
     ReceiptStatus,
+    Scheduling,
     Snapshot,
     ToolCallOutcome,
 )
 from backchannel.client.errors import status_error
+from backchannel.client.outbox import new_id
 from backchannel.v1.event_pb2 import ToolCallFinished, TurnFinished
-from backchannel.v1.session_pb2 import ToolResult, Turn, UserMessage
+from backchannel.v1.session_pb2 import Part, ToolResult, Turn, UserMessage
 
 # How often the screen changes at most while text streams: as often as one can see.
 _PAINT_INTERVAL_S: Final = 0.05
@@ -38,6 +42,21 @@ _OUTCOMES: Final = {
     ToolCallOutcome.TOOL_CALL_OUTCOME_CANCELLED: "cancelled; it may have run",
     ToolCallOutcome.TOOL_CALL_OUTCOME_UNKNOWN: "lost with the server; it may have run",
 }
+
+# When the model is told a result that its answer did not wait for.
+_TOLD: Final = {
+    Scheduling.SCHEDULING_WHEN_IDLE: "the model is told next",
+    Scheduling.SCHEDULING_INTERRUPT: "the model is told at once",
+    Scheduling.SCHEDULING_SILENT: "the model is told with your next message",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A message that was said here, and the seq of its event."""
+
+    text: str
+    seq: int
 
 
 class Talk:
@@ -63,11 +82,19 @@ class Talk:
         # While a stop is on its way nothing more is shown: what is on the screen is what stays.
         self._stop: asyncio.Task[Receipt] | None = None
         self._held: list[str] = []
+        # The same while a message that stops it is.
+        self._redirected = False
         # Of getting a lost connection back.
         self._attempts = 0
         self._mine: set[str] = set()
-        # What was waiting when the chat was resumed.
+        # What waits for its turn, and was not shown where it is answered.
         self._queued: dict[str, str] = {}
+        # The messages whose answers are being waited for.
+        self._awaited: set[str] = set()
+        # Cleared while somebody types: what comes meanwhile is shown afterwards.
+        self._going = asyncio.Event()
+        self._going.set()
+        self.last: Said | None = None
 
     def attach(self, conversation: Conversation) -> None:
         """Say which conversation it is."""
@@ -101,11 +128,48 @@ class Talk:
             ClientError: It can't be said, or the conversation can't be gone on with.
         """
         receipt = await self._conversation.send(text)
+        self.last = Said(text, receipt.seq)
         self._mine.add(receipt.frame_id)
         try:
             return await self.follow({receipt.frame_id})
         finally:
             self._mine.discard(receipt.frame_id)
+
+    async def interject(self, text: str, delivery: Delivery.ValueType) -> None:
+        """Say something while an answer is being shown; its own answer is shown after it.
+
+        Raises:
+            ClientError: It can't be said.
+        """
+        frame_id = new_id()
+        # Before it is sent: the answer that is being shown may end first.
+        self._awaited.add(frame_id)
+        self._mine.add(frame_id)
+        self._queued[frame_id] = text
+        message = UserMessage(parts=[Part(text=text)], delivery=delivery)
+        if delivery == Delivery.DELIVERY_INTERRUPT:
+            message.displayed_seq, message.displayed_offset = self._seq, self._shown_before
+            self._redirected = True
+        try:
+            receipt = await self._conversation.send(message, frame_id=frame_id)
+        except ClientError:
+            self._redirected = False
+            self._awaited.discard(frame_id)
+            self._queued.pop(frame_id, None)
+            raise
+        self._redirected = receipt.delivery == Delivery.DELIVERY_INTERRUPT
+        self.last = Said(text, receipt.seq)
+        if receipt.delivery != delivery:
+            self._screen.note("the answer has ended already; this is said after it", "yellow")
+
+    def pause(self) -> None:
+        """Show nothing more for now: somebody types."""
+        self._end_view()
+        self._going.clear()
+
+    def resume(self) -> None:
+        """Show what came meanwhile, and go on."""
+        self._going.set()
 
     def stop(self) -> bool:
         """Stop the answer that is being shown, and keep what was shown. False if already asked."""
@@ -144,9 +208,11 @@ class Talk:
         """Show what happens until these messages, and this turn, have their answers."""
         waiting = {turn_id} if turn_id else set()
         self._mine |= frame_ids
+        self._awaited = frame_ids
         last: TurnFinished | None = None
         try:
             async for event in self._conversation.events():
+                await self._going.wait()
                 self._seq = event.seq
                 if event.HasField("turn_started"):
                     answered = frame_ids.intersection(event.turn_started.frame_ids)
@@ -181,6 +247,8 @@ class Talk:
                 for frame_id in event.turn_started.frame_ids:
                     if frame_id in self._queued:
                         self._screen.said(self._queued.pop(frame_id))
+                if event.turn_started.call_ids and not event.turn_started.frame_ids:
+                    self._screen.note("the model is told what a tool has found", "magenta")
             case "output_delta":
                 delta = event.output_delta
                 self._text(delta.text, reasoning=delta.channel == Channel.CHANNEL_REASONING)
@@ -197,6 +265,12 @@ class Talk:
                 done = f"{progress.fraction:.0%} " if progress.HasField("fraction") else ""
                 name = self._calls.get(progress.call_id, "")
                 self._screen.note(f"  {name}: {done}{short(progress.note)}")
+            case "tool_call_output":
+                output = event.tool_call_output
+                name = self._calls.get(output.call_id, "a tool")
+                text = output.json or "".join(part.text for part in output.content.parts)
+                self._end_view()
+                self._screen.note(f"  {name}: … {short(text)}")
             case "tool_call_finished":
                 self._call_over(event.tool_call_finished)
             case "turn_interrupted":
@@ -226,7 +300,7 @@ class Talk:
         if self._reasons:
             self._reasons = False
             self._screen.end_line()
-        if self._stop is not None:
+        if self._stop is not None or self._redirected:
             self._held.append(text)
             return
         if self._view is None:
@@ -273,6 +347,10 @@ class Talk:
             self._screen.note(f"  {name} failed: {_result(finished.result)}", "red")
         elif finished.outcome in _OUTCOMES:
             self._screen.note(f"  {name} {_OUTCOMES[finished.outcome]}", "red")
+        elif finished.scheduling:
+            self._screen.note(
+                f"  {name} → {_result(finished.result)} ({_TOLD[finished.scheduling]})"
+            )
         else:
             self._screen.note(f"  → {_result(finished.result)}")
 
@@ -280,8 +358,9 @@ class Talk:
         receipt = await self._stop_receipt()
         took = receipt is not None and receipt.status != ReceiptStatus.RECEIPT_STATUS_STALE
         self._stop = None
+        redirected, self._redirected = self._redirected, False
         held, self._held = self._held, []
-        if not took and held:
+        if not took and not redirected and held:
             # All of it stays in the conversation: then all of it is to be seen.
             self._text("".join(held), reasoning=False)
         self._end_view()
@@ -292,8 +371,7 @@ class Talk:
         if finished.HasField("error"):
             self._screen.note(short(str(status_error(finished.error))), "red")
         if self._figures:
-            self._screen.note(turn_line(finished, all_shown=not took))
-        self._calls.clear()
+            self._screen.note(turn_line(finished, all_shown=not took and not redirected))
 
     async def _stop_receipt(self) -> Receipt | None:
         """What became of a stop; None if there was none, or it was refused."""
@@ -330,7 +408,8 @@ class Talk:
         self._screen.note(f"{what}{dropped}", "yellow")
 
     def _show_turn(self, turn: Turn) -> None:
-        self._screen.said(text_of(turn.input))
+        for message in (*((turn.input,) if turn.HasField("input") else ()), *turn.further_inputs):
+            self._screen.said(text_of(message))
         for call in turn.tool_calls:
             self._screen.piece(f"  {call.name} ", "bold magenta")
             self._screen.piece(short(call.arguments_json))
