@@ -28,9 +28,8 @@ from backchannel.errors import BackchannelError
 # Loggers of this name and below are ours, and so is what they are given.
 _OURS: Final = "backchannel"
 _HIDDEN: Final = "…"
-# A library's own words, if it has put them together itself: the first line, and not all of a long
-# one. What comes after it is a dump of objects.
-_MAX_FOREIGN_CHARS: Final = 200
+# Marks a library's line that stands in its code as it is, with nothing put into it.
+_LITERAL: Final = "is_literal"
 _CREDENTIALS: Final = re.compile(r"(?P<scheme>[a-zA-Z][\w+.-]*://)[^\s/?#@\"']*@")
 _QUERY: Final = re.compile(r"(?P<url>[a-zA-Z][\w+.-]*://[^\s?#\"']*)[?#][^\s\"']*")
 
@@ -171,7 +170,9 @@ def hide_arguments(logger: WrappedLogger, method_name: str, event_dict: EventDic
     """Take a library's word for what happened, and leave out what it happened to.
 
     Libraries log what they were given, and some of it is what people say: a request, the repr of an
-    object, the message of an exception. Their own words stay, and numbers.
+    object, the message of an exception. What stands in their code stays, and numbers. Of a line
+    that they have put together themselves nobody can tell what is theirs; it says where it comes
+    from.
     """
     arguments = event_dict.pop("positional_args", None)
     template = str(event_dict["event"])
@@ -179,9 +180,10 @@ def hide_arguments(logger: WrappedLogger, method_name: str, event_dict: EventDic
     if record.name.partition(".")[0] == _OURS:
         event_dict["event"] = _filled(template, arguments)
         return event_dict
-    event_dict["event"] = _filled(template, _harmless(arguments))
-    lines = event_dict["event"].splitlines() or [""]
-    event_dict["event"] = lines[0][:_MAX_FOREIGN_CHARS]
+    if arguments:
+        event_dict["event"] = _filled(template, _harmless(arguments))
+    elif not getattr(record, _LITERAL, False):
+        event_dict["event"] = _before_values(template) if record.name == "asyncio" else _HIDDEN
     event_dict["where"] = f"{record.module}:{record.lineno}"
     return event_dict
 
@@ -239,11 +241,27 @@ def _is_for_us(record: logging.LogRecord) -> bool:
 
     What they say beside that is about their own work, and full of what they work with.
     """
-    return (
-        isinstance(record.msg, dict)  # Said by structlog, as ours and engines' of others are.
-        or record.levelno >= logging.WARNING
-        or record.name.partition(".")[0] == _OURS
-    )
+    # By structlog ours speak, and engines of others.
+    if isinstance(record.msg, dict) or record.name.partition(".")[0] == _OURS:
+        return True
+    if record.levelno < logging.WARNING:
+        return False
+    setattr(record, _LITERAL, not record.args and _is_literal(record))
+    return True
+
+
+def _is_literal(record: logging.LogRecord) -> bool:
+    """Whether the line is a constant of the function that says it, which is still running."""
+    for frame, _ in traceback.walk_stack(None):
+        code = frame.f_code
+        if (code.co_filename, code.co_name) == (record.pathname, record.funcName):
+            return record.msg in code.co_consts
+    return False
+
+
+def _before_values(text: str) -> str:
+    """What asyncio says, up to the first object: it adds all that it knows of a task."""
+    return re.split(r"[\n(<\['\"]", text, maxsplit=1)[0].strip()
 
 
 def _harmless(arguments: object) -> object:

@@ -354,8 +354,9 @@ def _said(response: UpstreamResponse) -> _Said:
 
 def _name(value: object) -> str:
     """A word of an upstream's for programs, if it is one."""
+    # Letters and digits together may be a key.
     text = str(value) if isinstance(value, str | int) else ""
-    return text if re.fullmatch(r"[A-Za-z0-9_.-]{1,64}", text) else ""
+    return text if re.fullmatch(r"[A-Za-z_.-]{1,64}|[0-9]{1,6}", text) else ""
 
 
 def _quotes(line: str, prompt: Prompt) -> bool:
@@ -396,7 +397,8 @@ def _first(pattern: re.Pattern[str], text: str) -> str:
 
 def _origin(location: str) -> str:
     """A redirect's target, without what may be secret in it."""
-    found = re.match(r"https?://[A-Za-z0-9.:\[\]-]{1,255}", location)
+    # A name and a password would stand before an @.
+    found = re.match(r"https?://[A-Za-z0-9.:\[\]-]{1,255}(?=[/?#]|$)", location)
     return found[0] if found else "a path of its own"
 
 

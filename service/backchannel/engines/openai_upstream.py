@@ -149,7 +149,8 @@ class Upstream:
             base_url=self._config.base_url,
             reason=error.reason,
             detail=error.detail if isinstance(error, UpstreamError) else "",
-            message=error.message,
+            # A refusal is in the upstream's own words, which are for whoever has asked.
+            message="" if error.reason is Reason.UPSTREAM_REFUSED else error.message,
         )
 
     @asynccontextmanager
