@@ -262,6 +262,8 @@ def _load(
         state.turns.append(turn)
         if place % _SLICE == _SLICE - 1:
             yield
+    for turn in state.turns[-1:]:
+        turn.line = b""  # It may still be cut.
     state.calls = {call.call_id: call for turn in state.turns for call in turn.calls}
     for frame_id, message, seq, time_ns, urgent in record["queue"]:
         state.queue.append(

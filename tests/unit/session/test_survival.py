@@ -765,3 +765,15 @@ def test_a_deadline_after_all_time_is_shown_as_the_last_moment() -> None:
     driver.log[-1] = event.SerializeToString()
     shown = driver.folded().view().open_tool_calls[0].deadline
     assert shown.ToJsonString() == "9999-12-31T23:59:59.999999999Z"
+
+
+def test_what_is_cut_after_one_checkpoint_is_cut_in_the_next() -> None:
+    driver = Driver()
+    driver.answer("all", " of it")
+    first, at_seq = driver.session.checkpoint(), len(driver.events)
+    driver.lose(checkpoint=first, at_seq=at_seq)
+    driver.attach()
+    driver.interrupt(displayed_offset=3)
+    driver.answer("more")
+    second, at_seq = driver.session.checkpoint(), len(driver.events)
+    assert durable(driver.folded(second, at_seq).state) == durable(driver.folded().state)
