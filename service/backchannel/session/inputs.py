@@ -7,7 +7,7 @@ for the last turn of an engine that was faster than its reader, which is cut bac
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session.draft import Draft
@@ -25,8 +25,14 @@ MAX_CONTENT_BYTES: Final = 64 * MIB
 _ACCEPTED: Final = frame_pb2.RECEIPT_STATUS_ACCEPTED
 _STALE: Final = frame_pb2.RECEIPT_STATUS_STALE
 
-# What a frame was answered: status, seq of its own event, turn.
-Answer = tuple[frame_pb2.ReceiptStatus.ValueType, int, str]
+
+class Answer(NamedTuple):
+    """What a frame is answered; `seq` is of its own event, `delivery` for a message only."""
+
+    status: frame_pb2.ReceiptStatus.ValueType
+    seq: int
+    turn_id: str
+    delivery: session_pb2.Delivery.ValueType = session_pb2.DELIVERY_UNSPECIFIED
 
 
 class Inputs:
@@ -60,16 +66,16 @@ class Inputs:
                 return self._message(frame.message)
             case "tool_result":
                 answered = self._tools.result(frame.tool_result)
-                return (_ACCEPTED, *answered) if answered is not None else (_STALE, 0, "")
+                return Answer(_STALE, 0, "") if answered is None else Answer(_ACCEPTED, *answered)
             case "tool_progress":
                 taken = self._tools.progress(frame.tool_progress)
-                return (_ACCEPTED, *taken) if taken is not None else (_STALE, 0, "")
+                return Answer(_STALE, 0, "") if taken is None else Answer(_ACCEPTED, *taken)
             case "interrupt":
                 return self._interrupt(frame.interrupt)
             case "ack":
                 return self._ack(frame.ack)
             case "ping":
-                return _ACCEPTED, 0, ""
+                return Answer(_ACCEPTED, 0, "")
             case kind:
                 raise BackchannelError(
                     Reason.FRAME_NOT_FOR_SEND,
@@ -94,22 +100,22 @@ class Inputs:
         self._check_room(message, urgent)
         self._saw(seen, message.displayed_seq, offset)
         self._owner.absent_since_ns = max(self._owner.absent_since_ns, draft.now_ns)
-        seq = draft.emit(
-            "input_accepted",
-            event_pb2.InputAccepted(frame_id=draft.frame_id, message=message),
-            caused=True,
-        )
-        if message.delivery == session_pb2.DELIVERY_STEER and state.running is not None:
-            self._turns.steer()
+        accepted = event_pb2.InputAccepted(frame_id=draft.frame_id, message=message)
+        delivery = state.delivery_of(message)
+        seq = draft.emit("input_accepted", accepted, caused=True)
+        if message.delivery == session_pb2.DELIVERY_STEER:
+            if state.running is not None:
+                self._turns.steer()
         elif urgent and last is not None:
             explicit = offset is not None or message.displayed_seq > 0
-            self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit)
+            if self._cut_short(last, event_pb2.KEEP_DISPLAYED, explicit=explicit):
+                delivery = session_pb2.DELIVERY_INTERRUPT
         self._turns.start_next()
-        # Without a frame_id there is no record to read the turn from.
+        # Without a frame_id there is no record to read the receipt from.
         running = state.running
         if running is None or any(queued.seq == seq for queued in state.queue):
-            return _ACCEPTED, seq, ""
-        return _ACCEPTED, seq, running.turn_id
+            return Answer(_ACCEPTED, seq, "", delivery)
+        return Answer(_ACCEPTED, seq, running.turn_id, delivery)
 
     def _check_room(self, message: session_pb2.UserMessage, urgent: bool) -> None:
         waiting = sum(queued.urgent == urgent for queued in self._state.queue)
@@ -175,7 +181,7 @@ class Inputs:
                 "input_withdrawn", event_pb2.InputWithdrawn(frame_id=wanted), caused=True
             )
             self._turns.withdrawn()
-            return _ACCEPTED, seq, ""
+            return Answer(_ACCEPTED, seq, "")
         turn = next(
             (
                 turn
@@ -190,19 +196,20 @@ class Inputs:
             "interrupt", interrupt.displayed_seq, offset if current else None, current
         )
         if turn is None or current is None:
-            return _STALE, 0, turn.turn_id if turn else interrupt.turn_id
+            return Answer(_STALE, 0, turn.turn_id if turn else interrupt.turn_id)
         self._saw(turn, interrupt.displayed_seq, offset)
         explicit = offset is not None or interrupt.displayed_seq > 0
         seq = self._cut_short(turn, interrupt.keep, interrupt.tools, explicit=explicit)
-        return _ACCEPTED if seq else _STALE, seq, turn.turn_id
+        return Answer(_ACCEPTED if seq else _STALE, seq, turn.turn_id)
 
     def _ack(self, ack: frame_pb2.Ack) -> Answer:
         offset = ack.displayed_offset if ack.HasField("displayed_offset") else None
         turn = self._turn_at(ack.displayed_seq)
         self._check_position("ack", ack.displayed_seq, offset, turn)
         self._saw(turn, ack.displayed_seq, offset)
+        self._owner.acked_ns = self._draft.now_ns
         self._turns.credit()
-        return _ACCEPTED, 0, ""
+        return Answer(_ACCEPTED, 0, "")
 
     def _turn_at(self, seq: int) -> Turn | None:
         """The turn that holds event `seq`; if none does, the running one, or the last."""

@@ -118,6 +118,7 @@ class Owner:
     Attributes:
         steer: A message waits to redirect the running turn.
         paused_since_ns: Generation waits for credit since then; 0 if it does not.
+        acked_ns: When the last Ack came.
         readers: How many readers count for the disconnect policy.
         absent_since_ns: With no reader: since when; a message that arrives counts as a sign of
             life.
@@ -129,6 +130,7 @@ class Owner:
     stop: Stop | None = None
     steer: Steer | None = None
     paused_since_ns: int = 0
+    acked_ns: int = 0
     bill: Bill = field(default_factory=Bill)
     displayed: Displayed = field(default_factory=Displayed)
     progress: dict[str, Progress] = field(default_factory=dict)

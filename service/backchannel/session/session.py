@@ -249,7 +249,7 @@ class Session:
                 )
             if judge is not None and frame.HasField("message"):
                 judge(frame.message)
-            status, seq, turn_id = self._inputs.take(frame)
+            status, seq, turn_id, delivery = self._inputs.take(frame)
         except BackchannelError as error:
             if error.reason is Reason.LOG_CORRUPT:
                 # Not the client's doing: an event of ours does not fit, and the owner must know.
@@ -261,7 +261,6 @@ class Session:
                     error=error.to_status(),
                 )
             )
-        delivery = session_pb2.DELIVERY_UNSPECIFIED
         if frame_id and not seq:
             self.state.frames.note_quiet(frame_id, digest, turn_id, draft.now_ns)
         if frame_id and seq:
@@ -494,8 +493,10 @@ class Session:
             return never
         if paused_ns and self._owner.readers:
             # Who is there and does not say what they have seen may as well be gone, which takes a
-            # while to tell under CANCEL_NOW too.
-            return paused_ns + (grace_ns(self.state.config) or GRACE_S * SECOND_NS)
+            # while to tell under CANCEL_NOW too. Who reads slowly is there.
+            return max(paused_ns, self._owner.acked_ns) + (
+                grace_ns(self.state.config) or GRACE_S * SECOND_NS
+            )
         if self._owner.readers:
             return never
         if policy.action == _POLICY.ACTION_CANCEL_NOW:

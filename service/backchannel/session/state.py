@@ -178,7 +178,11 @@ class SessionState:
             return session_pb2.DELIVERY_INTERRUPT
         if kind != "input_accepted":
             return session_pb2.DELIVERY_UNSPECIFIED
-        steers = event.input_accepted.message.delivery == session_pb2.DELIVERY_STEER
+        return self.delivery_of(event.input_accepted.message)
+
+    def delivery_of(self, message: session_pb2.UserMessage) -> session_pb2.Delivery.ValueType:
+        """How a message that stops nothing meets the session now."""
+        steers = message.delivery == session_pb2.DELIVERY_STEER
         if steers and self.phase in (Phase.GENERATING, Phase.WAITING_FOR_TOOLS):
             return session_pb2.DELIVERY_STEER
         return session_pb2.DELIVERY_QUEUE

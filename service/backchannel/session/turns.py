@@ -518,7 +518,6 @@ class Turns:
         """
         turn, draft = self._state.turns[-1], self._draft
         closing = [call for call in turn.open_calls if not self._is_let_finish(call, tools)]
-        cancelled = {call.call_id for call in closing}
         self._close_calls(closing, "INTERRUPTED", caused=True)
         if keep == event_pb2.KEEP_GENERATED:
             kept = turn.text_chars
@@ -533,7 +532,7 @@ class Turns:
                 frame_id=draft.frame_id,
                 kept_chars=kept,
                 dropped_chars=turn.text_chars - kept,
-                tools=[self._outcome(call, call.call_id in cancelled) for call in turn.calls],
+                tools=[self._outcome(call) for call in turn.calls],
                 keep=keep or event_pb2.KEEP_DISPLAYED,
             ),
             caused=True,
@@ -709,17 +708,17 @@ class Turns:
         """The declared tool of that name."""
         return next((tool for tool in self._state.config.tools if tool.name == name), None)
 
-    def _outcome(self, call: Call, cancelled: bool) -> session_pb2.ToolOutcome:
+    def _outcome(self, call: Call) -> session_pb2.ToolOutcome:
         state = session_pb2.ToolOutcome
         told = {
             session_pb2.TOOL_CALL_OUTCOME_COMPLETED: state.STATE_COMPLETED,
             session_pb2.TOOL_CALL_OUTCOME_FAILED: state.STATE_FAILED,
             session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT: state.STATE_TIMED_OUT,
+            # By this stop, or by one that its process did not outlive.
+            session_pb2.TOOL_CALL_OUTCOME_CANCELLED: state.STATE_CANCEL_SENT,
         }
         if not call.ready:
             shown = state.STATE_NOT_STARTED
-        elif cancelled:
-            shown = state.STATE_CANCEL_SENT
         elif call.open:
             shown = state.STATE_STILL_RUNNING
         else:
