@@ -149,6 +149,8 @@ class SessionTrace:
         if turn is None:
             return {}
         context = turn.span.get_span_context()
+        if not context.is_valid:  # Nobody takes traces.
+            return {}
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
     def _take(self, frame_id: str) -> Call | None:
