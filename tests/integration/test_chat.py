@@ -294,7 +294,7 @@ async def test_a_line_typed_while_it_speaks_is_answered_after_it(sdk: Client) ->
 
 
 async def test_steering_lets_the_sentence_end(sdk: Client) -> None:
-    async with Terminal("chat", "-m", "scripted/echo", "-o", "rate=20") as terminal:
+    async with Terminal("chat", "-m", "scripted/echo", "-o", "rate=8") as terminal:
         await terminal.expect("> ")
         terminal.type("one two. " * 60 + "\r")
         await terminal.expect("one two. one two.")
@@ -499,6 +499,10 @@ async def test_sessions_are_listed_shown_and_deleted() -> None:
     assert [
         one["sessionId"] for one in json.loads((await backchannel("sessions", "--json")).out)
     ] == [session]
+    assert (await backchannel("sessions", "--label", "team=x")).out == ""
+    assert (await backchannel("sessions", "list", "--label", 'a="', "--label", "b=")).code == 0
+    assert "KEY=VALUE" in (await backchannel("sessions", "--label", "team")).err
+    assert "filter" in (await backchannel("sessions", "--label", "Team=x")).err
     shown = (await backchannel("sessions", "show", session)).out
     assert "be brief" in shown
     assert "> good morning\ngood morning\n" in shown
