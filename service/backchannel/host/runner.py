@@ -31,6 +31,7 @@ from backchannel.engines.routing import Target, moves_on, nobody
 from backchannel.errors import BackchannelError, Reason
 from backchannel.host.admission import Admission, Ticket
 from backchannel.host.clock import SECOND_NS, Clock, Timer
+from backchannel.host.outages import Outages
 from backchannel.observer import RunWatch
 from backchannel.session.decision import StartEngine
 from backchannel.v1 import session_pb2
@@ -197,25 +198,31 @@ class EngineRun:
         """Ask the targets one after the other, until one begins to answer."""
         route = self._runner.engines.route(self._effect.model)
         failures = list(route.absent)
-        for number, target in enumerate(route.targets, 1):
+        outages = self._runner.outages
+        targets = outages.ordered(route.targets)
+        for number, target in enumerate(targets, 1):
             if self._told_to_stop():
                 return _NOTHING_DONE
             try:
-                return await self._try(target, may_be_unable=len(route.targets) > 1)
+                finished = await self._try(target, may_be_unable=len(targets) > 1)
             except BackchannelError as error:
                 if self._begun or self._told_to_stop() or not moves_on(error):
                     raise
                 failures.append((target.name, error))
+                outages.failed(target, error)
                 if self._watch is not None:
                     self._watch.failed(error, passed_over=True)
-                if number < len(route.targets):
+                if number < len(targets):
                     _logger.warning(
                         "engine_passed_over",
                         model=route.name,
                         target=target.name,
                         reason=error.reason,
-                        next=route.targets[number].name,
+                        next=targets[number].name,
                     )
+            else:
+                outages.answered(target)
+                return finished
         raise nobody(route.name, failures)
 
     async def _try(self, target: Target, *, may_be_unable: bool) -> Finished:
@@ -379,6 +386,7 @@ class Runner:
         self.clock = clock
         self.spawn = spawn
         self.stop_limit_s = stop_limit_s
+        self.outages = Outages(clock)
 
     def check_room(self, model: str) -> None:
         """Refuse a turn that would be turned away from every model it may go to.

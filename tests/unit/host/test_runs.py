@@ -28,6 +28,7 @@ from backchannel.engines.protocol import (
 from backchannel.engines.registry import GROUP, EngineRegistry
 from backchannel.errors import BackchannelError, Reason, reason_of, retry_after_s
 from backchannel.host.config import HostConfig
+from backchannel.host.outages import REST_S
 from backchannel.host.runner import ANSWER_MAX_CHARS
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 from tests.support.clock import settle
@@ -456,6 +457,34 @@ async def test_nobody_else_is_asked_after_a_chunk_or_when_the_question_is_wrong(
         assert ending(stream).finish_reason == session_pb2.FINISH_REASON_ERROR
         assert second.started == []
         stream.close()
+
+
+async def test_a_target_that_was_down_is_asked_last_for_a_while() -> None:
+    first, second = Desk("first"), Desk("second")
+    first.play, second.play = fails(Reason.UPSTREAM_UNREACHABLE), answers
+
+    async def one(run: Running) -> None:
+        stream = await ask(run, "any")
+        await stream.until("turn_finished")
+        assert stream.text == "an answer"
+        stream.close()
+
+    async with at_desks([first, second]) as run:
+        await one(run)
+        await one(run)
+        assert (len(first.started), len(second.started)) == (1, 2)
+        second.play = fails(Reason.UPSTREAM_UNREACHABLE)
+        first.play = answers
+        await one(run)  # Who rests is asked all the same when nobody else answers.
+        assert (len(first.started), len(second.started)) == (2, 3)
+        await one(run)  # It has answered, so it has its place again.
+        assert (len(first.started), len(second.started)) == (3, 3)
+        first.play, second.play = fails(Reason.UPSTREAM_UNREACHABLE), answers
+        await one(run)
+        await run.clock.advance(REST_S + 1)
+        first.play = answers
+        await one(run)
+        assert (len(first.started), len(second.started)) == (5, 4)
 
 
 async def test_a_stop_between_two_targets_ends_the_search() -> None:
