@@ -288,10 +288,10 @@ def install_chromium() -> None:
     raise FileNotFoundError("no Chromium on the PATH")
 
 
-# --- proxies, to see what they do to a stream -------------------------------------------------
+# --- programs of the distribution: proxies, Prometheus ----------------------------------------
 
 
-def find_proxy(name: str) -> Path | None:
+def find_packaged(name: str) -> Path | None:
     """The machine's own, else the one under .tools/."""
     # Only root has sbin on the PATH.
     folders = [PACKAGES / "usr" / "sbin", PACKAGES / "usr" / "bin"]
@@ -315,6 +315,11 @@ def install_packages(*names: str) -> None:
     for package in downloads.glob("*.deb"):
         run("dpkg-deb", "--extract", package, PACKAGES)
     shutil.rmtree(downloads)
+
+
+def install_prometheus() -> None:
+    """Unpack Prometheus, which brings promtool and needs nothing else."""
+    install_packages("prometheus")
 
 
 TOOLS = {
@@ -365,11 +370,20 @@ TOOLS = {
         *(
             Tool(
                 name=name,
-                find=lambda name=name: find_proxy(name),  # type: ignore[misc]  # bound per tool
+                find=lambda name=name: find_packaged(name),  # type: ignore[misc]  # bound per tool
                 install=lambda packages=packages: install_packages(*packages),  # type: ignore[misc]  # the same
                 remedy=f"install {name} (Debian: apt-get install {name})",
             )
             for name, packages in PROXIES.items()
+        ),
+        *(
+            Tool(
+                name=name,
+                find=lambda name=name: find_packaged(name),  # type: ignore[misc]  # the same
+                install=install_prometheus,
+                remedy="install Prometheus (Debian: apt-get install prometheus)",
+            )
+            for name in ("prometheus", "promtool")
         ),
     )
 }

@@ -124,13 +124,13 @@ class Figures:
             for metric in table.METRICS
             if metric.kind is Kind.HISTOGRAM
         }
-        # What has no labels is there from the beginning: a rate needs its zero.
+        # What has no labels is there from the beginning, and what is known of the others.
         for metric in table.METRICS:
-            if not metric.labels:
+            for labels in metric.known if metric.labels else ((),):
                 if metric.kind is Kind.HISTOGRAM:
-                    self._spreads[metric.name].of()
+                    self._spreads[metric.name].of(*labels)
                 else:
-                    self._numbers[metric.name].add(0)
+                    self._numbers[metric.name].add(0, *labels)
 
     def number(self, metric: Metric) -> Numbers:
         """A counter or gauge."""

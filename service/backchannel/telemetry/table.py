@@ -1,6 +1,7 @@
 """The metrics: one table, from which instruments, documentation and checks are made.
 
-No label holds an id of a session, a turn or a user, nor a name that a client may choose.
+No label holds an id of a session, a turn or a user, nor a name that a client may choose. `model`
+is the whole name, `engine/name`, where the conventions split it in two.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ class Metric:
         labels: Attributes of each value.
         meaning: One or two sentences.
         buckets: Upper bounds, for a histogram.
+        known: Series that are there from the beginning, with 0: of a counter that is born with 1
+            no rate ever tells that first time.
     """
 
     name: str
@@ -37,6 +40,7 @@ class Metric:
     labels: tuple[str, ...]
     meaning: str
     buckets: tuple[float, ...] = ()
+    known: tuple[tuple[str, ...], ...] = ()
 
     @property
     def prometheus_name(self) -> str:
@@ -88,26 +92,26 @@ DURATION: Final = Metric(
 )
 GAP: Final = Metric(
     "backchannel.output.gap",
-    *(_HISTOGRAM, "s", ("gen_ai.request.model",)),
+    *(_HISTOGRAM, "s", ("model",)),
     "Between one output of an engine and the next of the same answer: what a user sees as a"
     " stutter.",
     _GAP,
 )
 QUEUE_WAIT: Final = Metric(
     "backchannel.queue.wait",
-    *(_HISTOGRAM, "s", ("gen_ai.request.model",)),
+    *(_HISTOGRAM, "s", ("model",)),
     "From a message's acceptance until an engine takes it up.",
     _WAIT,
 )
 TOKENS: Final = Metric(
     "backchannel.tokens",
-    *(_COUNTER, "{token}", ("fate", "gen_ai.request.model")),
+    *(_COUNTER, "{token}", ("fate", "model")),
     "Output tokens by what became of them: `delivered` into the log or `wasted` (computed, never"
     " delivered); of the delivered ones also `displayed` and `kept` in the context.",
 )
 TURNS: Final = Metric(
     "backchannel.turns",
-    *(_COUNTER, "{turn}", ("ending", "gen_ai.request.model")),
+    *(_COUNTER, "{turn}", ("ending", "model")),
     "Turns by their ending (`FinishReason` in lower case).",
 )
 RUNNING: Final = Metric(
@@ -117,6 +121,9 @@ TOOL_CALLS: Final = Metric(
     "backchannel.tool.calls",
     *(_COUNTER, "{call}", ("outcome",)),
     "Tool calls by their outcome; `late` for a result that came after the call's end.",
+    known=(
+        *(("completed",), ("failed",), ("timed_out",), ("cancelled",), ("unknown",), ("late",)),
+    ),
 )
 TOOL_WAIT: Final = Metric(
     "backchannel.tool.wait",
@@ -155,6 +162,7 @@ RESUMES: Final = Metric(
     "backchannel.resumes",
     *(_COUNTER, "{resume}", ("from",)),
     "Readers that began with a session's past: from a `cursor`, or from a `snapshot`.",
+    known=(("cursor",), ("snapshot",)),
 )
 REPLAYED: Final = Metric(
     "backchannel.replayed", _COUNTER, "{event}", (), "Events that resumed readers had missed."
@@ -175,6 +183,7 @@ COMMIT_ERRORS: Final = Metric(
     "backchannel.commit.errors",
     *(_COUNTER, "{error}", ("reason",)),
     "Appends that the log refused.",
+    known=(("LOG_UNAVAILABLE",), ("LOG_CORRUPT",), ("conflict",), ("broke",)),
 )
 BACKLOG: Final = Metric(
     "backchannel.commit.backlog", _GAUGE, "By", (), "Events that are decided and not committed."
