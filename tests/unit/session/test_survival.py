@@ -603,6 +603,7 @@ def test_a_damaged_checkpoint_is_data_loss() -> None:
         data.replace(b'"one"', b'"two"'),
         _sealed(b"[]"),
         _sealed(b"[" * 100_000),
+        _sealed(b'{"version": 3, "config": -1, "turns": [], "frames": []}'),
     ):
         assert raises_reason(partial(driver.folded, bad)) == "LOG_CORRUPT"
 
@@ -716,6 +717,10 @@ def _at_too_high_a_cost(event: event_pb2.Event) -> None:
     event.turn_finished.usage.prompt_tokens = 2**32 - 1
 
 
+def _without_an_outcome(event: event_pb2.Event) -> None:
+    event.tool_call_finished.outcome = session_pb2.TOOL_CALL_OUTCOME_UNSPECIFIED
+
+
 @pytest.mark.parametrize(
     ("kind", "damage"),
     [
@@ -726,11 +731,10 @@ def _at_too_high_a_cost(event: event_pb2.Event) -> None:
         ("output_delta", _of_too_many_tokens),
         ("tool_call_delta", _of_too_many_tokens),
         ("turn_finished", _at_too_high_a_cost),
+        ("tool_call_finished", _without_an_outcome),
     ],
 )
-def test_a_number_that_cannot_be_does_not_fold(
-    kind: str, damage: Callable[[event_pb2.Event], None]
-) -> None:
+def test_what_cannot_be_does_not_fold(kind: str, damage: Callable[[event_pb2.Event], None]) -> None:
     driver = Driver(tools=[tool()])
     driver.answer("one")
     driver.say("two")
