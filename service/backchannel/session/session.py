@@ -24,6 +24,7 @@ from typing import Final
 
 from backchannel.errors import BackchannelError, Reason
 from backchannel.session import checkpoint as checkpoints
+from backchannel.session.calls import Calls
 from backchannel.session.configuration import (
     GRACE_S,
     SECOND_NS,
@@ -34,6 +35,7 @@ from backchannel.session.configuration import (
 from backchannel.session.decision import Decision, SetTimer, StopEngine
 from backchannel.session.draft import Draft
 from backchannel.session.inputs import Inputs
+from backchannel.session.output import Output
 from backchannel.session.owner import Owner
 from backchannel.session.receipts import FrameRecord
 from backchannel.session.state import SessionState, stamp_of
@@ -73,8 +75,10 @@ class Session:
         self._brief: session_pb2.SessionConfig | None = None
         self._owner = Owner(absent_since_ns=state.update_ns)
         self._draft = Draft(state)
-        self._turns = Turns(self._draft, self._owner, ids)
-        self._tools = Tools(self._draft, self._owner, self._turns)
+        calls = self._calls = Calls(self._draft, self._owner)
+        self._turns = Turns(self._draft, self._owner, calls, ids)
+        self._output = Output(self._draft, self._owner, self._turns, calls, ids)
+        self._tools = Tools(self._draft, self._owner, self._turns, calls)
         self._inputs = Inputs(self._draft, self._owner, self._turns, self._tools)
 
     @classmethod
@@ -295,7 +299,7 @@ class Session:
     def engine_admitted(self, run_id: str, model: str, now_ns: int) -> Decision:
         """An engine has taken a question up: `model`, as `engine/name`."""
         self._draft.begin(now_ns)
-        self._turns.admitted(run_id, model)
+        self._output.admitted(run_id, model)
         return self._draft.take()
 
     def engine_text(
@@ -309,7 +313,7 @@ class Session:
     ) -> Decision:
         """The engine yielded tokens of text or reasoning."""
         self._draft.begin(now_ns)
-        self._turns.text(run_id, channel, text, token_count, logprobs)
+        self._output.text(run_id, channel, text, token_count, logprobs)
         owner = self._owner
         if owner.stop is not None or owner.paused_since_ns:
             self._set_timer()  # A boundary was reached, or the credit is used up.
@@ -318,7 +322,7 @@ class Session:
     def engine_tool_started(self, run_id: str, index: int, name: str, now_ns: int) -> Decision:
         """The model begins to write a tool call."""
         self._draft.begin(now_ns)
-        self._turns.tool_started(run_id, index, name)
+        self._output.tool_started(run_id, index, name)
         return self._timed()
 
     def engine_tool_fragment(
@@ -326,13 +330,13 @@ class Session:
     ) -> Decision:
         """The engine yielded a piece of a call's arguments."""
         self._draft.begin(now_ns)
-        self._turns.tool_fragment(run_id, index, text, token_count)
+        self._output.tool_fragment(run_id, index, text, token_count)
         return self._draft.take()
 
     def engine_tool_ready(self, run_id: str, index: int, now_ns: int) -> Decision:
         """A call's arguments are complete."""
         self._draft.begin(now_ns)
-        self._turns.tool_ready(run_id, index)
+        self._output.tool_ready(run_id, index)
         return self._timed()
 
     def engine_finished(
@@ -357,7 +361,7 @@ class Session:
             now_ns: The time.
         """
         self._draft.begin(now_ns)
-        self._turns.finished(
+        self._output.finished(
             run_id, cause, prompt_tokens, cached_prompt_tokens, output_tokens, exact
         )
         return self._timed()
@@ -365,7 +369,7 @@ class Session:
     def engine_failed(self, run_id: str, error: BackchannelError, now_ns: int) -> Decision:
         """The engine failed, or could not be asked."""
         self._draft.begin(now_ns)
-        self._turns.failed(run_id, error)
+        self._output.failed(run_id, error)
         return self._timed()
 
     # --- time, readers, the end --------------------------------------------------------------
@@ -477,7 +481,7 @@ class Session:
                 self._draft.effect(StopEngine(run.run_id))
             # Nobody will be there to hear the engine's confirmation.
             self._turns.abandon()
-        self._turns.close_all_calls("CLOSED")
+        self._calls.close_all("CLOSED")
         self._draft.emit("session_closed", event_pb2.SessionClosed(reason=reason))
         return self._timed()
 

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from backchannel.errors import BackchannelError, Reason
+from backchannel.session.calls import Calls
 from backchannel.session.configuration import SECOND_NS
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Owner, Progress
@@ -35,12 +36,14 @@ class Tools:
         draft: Takes the events.
         owner: The soft state.
         turns: Goes on when the last open call is answered.
+        calls: Ends them.
     """
 
-    def __init__(self, draft: Draft, owner: Owner, turns: Turns) -> None:
+    def __init__(self, draft: Draft, owner: Owner, turns: Turns, calls: Calls) -> None:
         self._draft = draft
         self._owner = owner
         self._turns = turns
+        self._calls = calls
 
     @property
     def _state(self) -> SessionState:
@@ -82,8 +85,8 @@ class Tools:
         elif call.parts:
             self._check_parts(call, result)
             result = _whole(call.parts, result)
-        at_once = self._turns.scheduling(call, outcome, result, late=late)
-        seq = self._turns.end_call(call, outcome, result, late=late, caused=True)
+        at_once = self._calls.scheduling(call, outcome, result, late=late)
+        seq = self._calls.end(call, outcome, result, late=late, caused=True)
         if at_once == session_pb2.SCHEDULING_INTERRUPT:
             self._turns.make_way()
         self._turns.calls_answered()
@@ -123,7 +126,7 @@ class Tools:
 
     def _moved_ns(self, call: Call) -> int:
         """The idle deadline after a sign of life now."""
-        spec = self._turns.spec(call.name)
+        spec = self._calls.spec(call.name)
         idle_ns = duration_ns(spec.idle_timeout) if spec else 0
         return min(self._draft.now_ns + idle_ns, call.deadline_ns)
 
@@ -199,7 +202,7 @@ class Tools:
             if held and held.pending and held.logged_ns + PROGRESS_EVERY_NS <= now_ns:
                 self._log_progress(call, held)
             if self.deadline_ns(call) <= now_ns:
-                self._turns.end_call(call, session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT)
+                self._calls.end(call, session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT)
         self._turns.calls_answered()
         self._turns.start_next()
 

@@ -8,15 +8,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from itertools import takewhile
 from typing import Final
 
-from google.protobuf.duration_pb2 import Duration
 from google.rpc.status_pb2 import Status
 
-from backchannel.errors import BackchannelError, Reason
+from backchannel.errors import Reason
+from backchannel.session.account import timing_of, usage_of
+from backchannel.session.calls import Calls
 from backchannel.session.configuration import (
     MAX_STEER_DELAY_S,
     MAX_STEER_TOKENS,
@@ -24,51 +24,24 @@ from backchannel.session.configuration import (
     grace_ns,
     merged_sampling,
 )
-from backchannel.session.context import trim_of
 from backchannel.session.decision import HoldEngine, StartEngine, StopEngine
 from backchannel.session.draft import Draft
 from backchannel.session.owner import Bill, Owner, Run, Stop
-from backchannel.session.state import SessionState, stamp_of
+from backchannel.session.state import SessionState
 from backchannel.session.steering import TAIL_CHARS, Boundary, Steer, boundary
 from backchannel.session.table import Phase
 from backchannel.session.transcript import messages
-from backchannel.session.turn import TEXT, Call, Turn
+from backchannel.session.turn import Turn
 from backchannel.session.validation import duration_ns
 from backchannel.v1 import event_pb2, session_pb2
 
 STOP_CONFIRMATION_S: Final = 2
-_IN_PLACE: Final = session_pb2.SCHEDULING_UNSPECIFIED
-# Ends of calls of which a result may still come that the model does not know.
-_WITHOUT_RESULT: Final = (
-    session_pb2.TOOL_CALL_OUTCOME_CANCELLED,
-    session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT,
-    session_pb2.TOOL_CALL_OUTCOME_UNKNOWN,
-)
-# Failures before anything was computed, so that nothing about the bill is uncertain.
-_NOTHING_COMPUTED: Final = (
-    Reason.PROMPT_TOO_LONG,
-    Reason.ENGINE_BUSY,
-    Reason.MODEL_NOT_FOUND,
-    Reason.CAPABILITY_MISSING,
-    Reason.FIELD_INVALID,
-    Reason.UPSTREAM_UNREACHABLE,
-    Reason.UPSTREAM_UNAUTHORIZED,
-    Reason.UPSTREAM_RATE_LIMITED,
-    Reason.UPSTREAM_REFUSED,
-)
 # Endings that leave open calls alone: one has closed those that are to be, the other goes on.
 _CALLS_STAY: Final = (session_pb2.FINISH_REASON_INTERRUPTED, session_pb2.FINISH_REASON_STEERED)
 # A turn that takes its process down with it must not do so for ever.
 MAX_RECOVERIES: Final = 2
 
 _ACTION = session_pb2.DisconnectPolicy
-_REASONS: Final = {
-    "stop": session_pb2.FINISH_REASON_STOP,
-    "length": session_pb2.FINISH_REASON_LENGTH,
-    "content_filter": session_pb2.FINISH_REASON_CONTENT_FILTER,
-    # A model that asks for tools without naming any has nothing more to say.
-    "tool_calls": session_pb2.FINISH_REASON_STOP,
-}
 
 
 class Turns:
@@ -77,12 +50,14 @@ class Turns:
     Args:
         draft: Takes the events.
         owner: The soft state.
+        calls: Ends tool calls.
         ids: Makes unguessable ids from a prefix.
     """
 
-    def __init__(self, draft: Draft, owner: Owner, ids: Callable[[str], str]) -> None:
+    def __init__(self, draft: Draft, owner: Owner, calls: Calls, ids: Callable[[str], str]) -> None:
         self._draft = draft
         self._owner = owner
+        self._calls = calls
         self._ids = ids
 
     @property
@@ -129,9 +104,9 @@ class Turns:
         self._owner.bill = Bill()
         turn = state.turns[-1]
         self._owner.displayed.forget_before(turn)
-        self._ask(turn, 0)
+        self.ask(turn, 0)
 
-    def _ask(self, turn: Turn, round_: int, *, continued: bool = False) -> None:
+    def ask(self, turn: Turn, round_: int, *, continued: bool = False) -> None:
         """Ask the engine: for the first time, with the results of a round, or to go on."""
         state, owner = self._state, self._owner
         sampling = state.config.sampling
@@ -210,7 +185,7 @@ class Turns:
         if answered:
             self.calls_answered()
         else:
-            self._ask(turn, len(turn.rounds), continued=True)
+            self.ask(turn, len(turn.rounds), continued=True)
         return True
 
     def calls_answered(self) -> None:
@@ -223,7 +198,7 @@ class Turns:
         if self._owner.steer is not None:
             self.finish(session_pb2.FINISH_REASON_STEERED)
         else:
-            self._ask(turn, len(turn.rounds) + 1)
+            self.ask(turn, len(turn.rounds) + 1)
 
     # --- steering and credit -----------------------------------------------------------------
 
@@ -291,216 +266,6 @@ class Turns:
             owner.paused_since_ns = 0
             turn.pace.pause()
 
-    # --- what the engine says ----------------------------------------------------------------
-
-    def run(self, run_id: str) -> Run | None:
-        """The run of that id if it is still of interest."""
-        run = self._owner.run
-        return run if run is not None and run.run_id == run_id else None
-
-    def admitted(self, run_id: str, model: str) -> None:
-        """An engine has taken the question up."""
-        bill = self._owner.bill
-        if self.run(run_id) is not None:
-            bill.model = model
-            bill.admitted_ns = bill.admitted_ns or self._draft.now_ns
-
-    def text(
-        self,
-        run_id: str,
-        channel: event_pb2.Channel.ValueType,
-        text: str,
-        token_count: int,
-        logprobs: Sequence[event_pb2.TokenLogprob],
-    ) -> None:
-        """One or more tokens of text or reasoning."""
-        run = self.run(run_id)
-        if run is None:
-            return
-        if self._owner.stop is not None:
-            run.wasted += token_count
-            return
-        if not text and not token_count:
-            return
-        owner, turn = self._owner, self._state.turns[-1]
-        steer = owner.steer
-        if steer is not None and steer.perhaps and text[:1].isspace() and not turn.round_calls:
-            run.wasted += token_count
-            self.steer_now()
-            return
-        run.delivered += token_count
-        # Written out rather than through `emit`: this is every token's way.
-        event = self._draft.event()
-        delta = event.output_delta
-        delta.turn_id = turn.turn_id
-        delta.channel = channel
-        delta.text = text
-        delta.offset = turn.text_chars if channel == TEXT else turn.reasoning_chars
-        delta.token_count = token_count
-        delta.round = run.round
-        if logprobs:
-            delta.logprobs.extend(logprobs)
-        self._draft.put(event)
-        if (
-            steer is not None
-            and not turn.round_calls
-            and steer.spoke(turn.tail(channel, TAIL_CHARS), token_count)
-        ):
-            self.steer_now()
-        elif self._state.credit_window:
-            self.credit()
-
-    def tool_started(self, run_id: str, index: int, name: str) -> None:
-        """The model begins to write a tool call."""
-        run = self.run(run_id)
-        if run is None or self._owner.stop is not None:
-            return
-        if run.round >= self._state.config.limits.max_tool_rounds:
-            self.stop(session_pb2.FINISH_REASON_TOOL_CALLS, "TOOL_CALLS")
-            return
-        call_id = self._ids("call")
-        run.calls[index] = call_id
-        self._draft.emit(
-            "tool_call_started",
-            event_pb2.ToolCallStarted(
-                turn_id=run.turn_id, call_id=call_id, name=name, round=run.round
-            ),
-        )
-
-    def tool_fragment(self, run_id: str, index: int, text: str, token_count: int) -> None:
-        """The next piece of a call's arguments."""
-        run = self.run(run_id)
-        if run is None:
-            return
-        if self._owner.stop is not None:
-            run.wasted += token_count
-            return
-        run.delivered += token_count
-        self._draft.emit(
-            "tool_call_delta",
-            event_pb2.ToolCallDelta(
-                call_id=run.calls[index], arguments_fragment=text, token_count=token_count
-            ),
-        )
-
-    def tool_ready(self, run_id: str, index: int) -> None:
-        """The call's arguments are complete: announce it, or refuse it in the model's face."""
-        run = self.run(run_id)
-        if run is None or self._owner.stop is not None:
-            return
-        state, draft = self._state, self._draft
-        call = state.calls[run.calls[index]]
-        run.ready_calls += 1
-        arguments = call.arguments_json.strip() or "{}"
-        spec = self.spec(call.name)
-        timeout_ns = duration_ns(spec.timeout) if spec else 0
-        idle_ns = min(duration_ns(spec.idle_timeout), timeout_ns) if spec else 0
-        draft.emit(
-            "tool_call_ready",
-            event_pb2.ToolCallReady(
-                call_id=call.call_id,
-                name=call.name,
-                arguments_json=arguments,
-                idle_deadline=stamp_of(draft.now_ns + idle_ns),
-                deadline=stamp_of(draft.now_ns + timeout_ns),
-            ),
-        )
-        wrong = "" if spec else f"there is no tool named {call.name!r}"
-        wrong = wrong or _not_an_object(arguments)
-        if wrong:
-            self.end_call(
-                call,
-                session_pb2.TOOL_CALL_OUTCOME_FAILED,
-                session_pb2.ToolResult(
-                    call_id=call.call_id,
-                    error=session_pb2.ToolError(message=wrong, code="INVALID_CALL"),
-                ),
-            )
-
-    def finished(
-        self,
-        run_id: str,
-        cause: str,
-        prompt_tokens: int,
-        cached_prompt_tokens: int,
-        output_tokens: int | None,
-        exact: bool,
-    ) -> None:
-        """The engine has said all, or confirms a stop; `output_tokens` is its own total."""
-        run = self.run(run_id)
-        if run is None:
-            return
-        owner, turn = self._owner, self._state.turns[-1]
-        bill = owner.bill
-        bill.prompt_tokens += prompt_tokens
-        bill.cached_prompt_tokens += cached_prompt_tokens
-        seen = run.delivered + run.wasted
-        silent = max((output_tokens or 0) - seen, 0)
-        if not exact or output_tokens is None or output_tokens < seen:
-            bill.estimated = True
-        owner.run = None
-        if owner.stop is not None:
-            bill.wasted += run.wasted + silent
-            self.finish(owner.stop.reason, owner.stop.error)
-            return
-        if silent:
-            # Tokens without text, e.g. the one that says "done": counted, to the token.
-            event = self._draft.event()
-            delta = event.output_delta
-            delta.turn_id, delta.channel, delta.token_count = turn.turn_id, TEXT, silent
-            delta.offset = turn.text_chars
-            delta.round = run.round
-            self._draft.put(event)
-        if cause == "stopped":
-            gone = BackchannelError(
-                Reason.ENGINE_UNAVAILABLE, "the engine stopped by itself; send the message again"
-            )
-            self.stop(session_pb2.FINISH_REASON_ERROR, "ERROR", gone.to_status())
-        elif run.ready_calls:
-            self.calls_answered()
-        else:
-            self.finish(_REASONS.get(cause, session_pb2.FINISH_REASON_STOP))
-
-    def failed(self, run_id: str, error: BackchannelError) -> None:
-        """The engine failed, or could not be asked."""
-        run = self.run(run_id)
-        if run is None:
-            return
-        owner = self._owner
-        owner.run = None
-        if owner.stop is None and not run.delivered and self._make_room(error):
-            self._ask(self._state.turns[-1], run.round, continued=run.continued)
-            return
-        owner.bill.wasted += run.wasted
-        if run.delivered or run.wasted or error.reason not in _NOTHING_COMPUTED:
-            owner.bill.estimated = True
-        if owner.stop is not None:
-            self.finish(owner.stop.reason, owner.stop.error)
-        else:
-            self.stop(session_pb2.FINISH_REASON_ERROR, "ERROR", error.to_status())
-
-    def _make_room(self, error: BackchannelError) -> bool:
-        """After a refusal for the prompt's length: leave out old turns, if the session wants that.
-
-        Which of them is an estimate, by the share that their text has of all text; if it was too
-        few, the engine refuses again.
-        """
-        state = self._state
-        if (
-            error.reason is not Reason.PROMPT_TOO_LONG
-            or state.config.context_policy != session_pb2.CONTEXT_POLICY_DROP_OLDEST
-        ):
-            return False
-        trim = trim_of(
-            state,
-            prompt_tokens=_number(error.metadata.get("prompt_tokens")),
-            max_context_tokens=_number(error.metadata.get("max_context_tokens")),
-        )
-        if trim is None:
-            return False
-        self._draft.emit("context_trimmed", trim)
-        return True
-
     # --- ends --------------------------------------------------------------------------------
 
     def interrupt(
@@ -517,8 +282,8 @@ class Turns:
             tools: What becomes of its open calls; unspecified: as each tool declares.
         """
         turn, draft = self._state.turns[-1], self._draft
-        closing = [call for call in turn.open_calls if not self._is_let_finish(call, tools)]
-        self._close_calls(closing, "INTERRUPTED", caused=True)
+        closing = [call for call in turn.open_calls if not self._calls.is_let_finish(call, tools)]
+        self._calls.close(closing, "INTERRUPTED", caused=True)
         if keep == event_pb2.KEEP_GENERATED:
             kept = turn.text_chars
         elif keep == event_pb2.KEEP_NOTHING:
@@ -532,7 +297,7 @@ class Turns:
                 frame_id=draft.frame_id,
                 kept_chars=kept,
                 dropped_chars=turn.text_chars - kept,
-                tools=[self._outcome(call) for call in turn.calls],
+                tools=[self._calls.outcome(call) for call in turn.calls],
                 keep=keep or event_pb2.KEEP_DISPLAYED,
             ),
             caused=True,
@@ -557,7 +322,7 @@ class Turns:
         owner, draft = self._owner, self._draft
         owner.steer = None
         if reason not in _CALLS_STAY:
-            self._close_calls(self._state.turns[-1].open_calls, label)
+            self._calls.close(self._state.turns[-1].open_calls, label)
         if owner.run is None:
             self.finish(reason, error)
             return
@@ -574,84 +339,6 @@ class Turns:
         if owner.stop is not None:
             self.finish(owner.stop.reason, owner.stop.error)
 
-    def _is_let_finish(self, call: Call, tools: session_pb2.ToolDisposition.ValueType) -> bool:
-        spec = self.spec(call.name)
-        wanted = tools or (spec.on_interrupt if spec else tools)
-        return wanted == session_pb2.TOOL_DISPOSITION_LET_FINISH
-
-    def close_all_calls(self, label: str) -> None:
-        """End every open call of the session, of whatever turn."""
-        self._close_calls(list(self._state.open.values()), label)
-
-    def _close_calls(self, calls: Iterable[Call], label: str, *, caused: bool = False) -> None:
-        for call in calls:
-            self._draft.emit(
-                "tool_call_cancelled",
-                event_pb2.ToolCallCancelled(call_id=call.call_id, reason=label),
-                caused=caused,
-            )
-            self.end_call(call, session_pb2.TOOL_CALL_OUTCOME_CANCELLED, caused=caused)
-
-    def end_call(
-        self,
-        call: Call,
-        outcome: session_pb2.ToolCallOutcome.ValueType,
-        result: session_pb2.ToolResult | None = None,
-        *,
-        late: bool = False,
-        caused: bool = False,
-    ) -> int:
-        """Log the end of a call, or a result that came after it; returns the event's seq."""
-        if not late:
-            self._owner.progress.pop(call.call_id, None)
-        return self._draft.emit(
-            "tool_call_finished",
-            event_pb2.ToolCallFinished(
-                call_id=call.call_id,
-                outcome=outcome,
-                late=late,
-                result=result,
-                scheduling=self.scheduling(call, outcome, result, late=late),
-            ),
-            caused=caused,
-        )
-
-    def scheduling(
-        self,
-        call: Call,
-        outcome: session_pb2.ToolCallOutcome.ValueType,
-        result: session_pb2.ToolResult | None,
-        *,
-        late: bool,
-    ) -> session_pb2.Scheduling.ValueType:
-        """When the model is told of this end of a call; unspecified: in the call's own place."""
-        if late:
-            # The model was told that it has no result; a second result is none of its business.
-            first = call.outcome in _WITHOUT_RESULT and not call.late_results
-            return session_pb2.SCHEDULING_SILENT if first else _IN_PLACE
-        if not self._was_passed_over(call):
-            return _IN_PLACE
-        if outcome == session_pb2.TOOL_CALL_OUTCOME_CANCELLED:
-            return session_pb2.SCHEDULING_SILENT
-        if result is not None and result.scheduling:
-            return result.scheduling
-        spec = self.spec(call.name)
-        if spec is None or spec.blocking:
-            return session_pb2.SCHEDULING_SILENT
-        return session_pb2.SCHEDULING_WHEN_IDLE
-
-    def _was_passed_over(self, call: Call) -> bool:
-        """The model has gone on without the result of an open call."""
-        state, owner = self._state, self._owner
-        turn = state.running
-        if call.awaited:
-            return False
-        if turn is None or turn.turn_id != call.turn_id:
-            return True
-        if owner.stop is not None or state.phase is Phase.STOPPING:
-            return True
-        return call.round < (owner.run.round if owner.run else len(turn.rounds))
-
     def finish(
         self, reason: session_pb2.FinishReason.ValueType, error: Status | None = None
     ) -> None:
@@ -663,8 +350,8 @@ class Turns:
             event_pb2.TurnFinished(
                 turn_id=turn.turn_id,
                 finish_reason=reason,
-                usage=self._usage(turn),
-                timing=self._timing(turn),
+                usage=usage_of(turn, owner),
+                timing=timing_of(turn, owner, self._draft.now_ns),
                 error=error,
                 model=owner.bill.model,
             ),
@@ -674,78 +361,3 @@ class Turns:
         owner.run = None
         owner.bill = Bill()
         self.start_next()
-
-    def _usage(self, turn: Turn) -> session_pb2.Usage:
-        bill = self._owner.bill
-        return session_pb2.Usage(
-            prompt_tokens=bill.prompt_tokens,
-            cached_prompt_tokens=bill.cached_prompt_tokens,
-            generated_tokens=turn.delivered_tokens + bill.wasted,
-            delivered_tokens=turn.delivered_tokens,
-            displayed_tokens=self._owner.displayed.tokens(turn),
-            kept_tokens=turn.kept_tokens(),
-            wasted_tokens=bill.wasted,
-            estimated=bill.estimated,
-        )
-
-    def _timing(self, turn: Turn) -> session_pb2.Timing:
-        pace, bill = turn.pace, self._owner.bill
-        timing = session_pb2.Timing(total=_span(self._draft.now_ns - turn.started_ns))
-        if bill.admitted_ns > 0:
-            timing.queued.CopyFrom(_span(bill.admitted_ns - turn.accepted_ns))
-        if pace.first_ns:
-            timing.time_to_first_token.CopyFrom(_span(pace.first_ns - turn.accepted_ns))
-            timing.max_gap.CopyFrom(_span(pace.max_gap_ns))
-        if pace.tokens_after_first:
-            timing.time_per_output_token.CopyFrom(_span(pace.spent_ns // pace.tokens_after_first))
-        if bill.paused_ns:
-            timing.paused.CopyFrom(_span(bill.paused_ns))
-        return timing
-
-    # --- tools -------------------------------------------------------------------------------
-
-    def spec(self, name: str) -> session_pb2.ToolSpec | None:
-        """The declared tool of that name."""
-        return next((tool for tool in self._state.config.tools if tool.name == name), None)
-
-    def _outcome(self, call: Call) -> session_pb2.ToolOutcome:
-        state = session_pb2.ToolOutcome
-        told = {
-            session_pb2.TOOL_CALL_OUTCOME_COMPLETED: state.STATE_COMPLETED,
-            session_pb2.TOOL_CALL_OUTCOME_FAILED: state.STATE_FAILED,
-            session_pb2.TOOL_CALL_OUTCOME_TIMED_OUT: state.STATE_TIMED_OUT,
-            # By this stop, or by one that its process did not outlive.
-            session_pb2.TOOL_CALL_OUTCOME_CANCELLED: state.STATE_CANCEL_SENT,
-        }
-        if not call.ready:
-            shown = state.STATE_NOT_STARTED
-        elif call.open:
-            shown = state.STATE_STILL_RUNNING
-        else:
-            shown = told.get(call.outcome, state.STATE_UNKNOWN)
-        spec = self.spec(call.name)
-        return session_pb2.ToolOutcome(
-            call_id=call.call_id,
-            name=call.name,
-            state=shown,
-            side_effect=spec.side_effect if spec else session_pb2.SIDE_EFFECT_NONE,
-        )
-
-
-def _span(ns: int) -> Duration:
-    span = Duration()
-    span.FromNanoseconds(max(ns, 0))
-    return span
-
-
-def _number(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() else 0
-
-
-def _not_an_object(arguments: str) -> str:
-    try:
-        if isinstance(json.loads(arguments), dict):
-            return ""
-    except (ValueError, RecursionError):
-        pass
-    return "the arguments are not one JSON object"

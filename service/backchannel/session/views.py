@@ -75,6 +75,16 @@ def brief_config(config: session_pb2.SessionConfig) -> session_pb2.SessionConfig
     return brief
 
 
+def _open_calls(state: SessionState) -> list[Call]:
+    """In the order in which the model began to write them."""
+    turns = {call.turn_id for call in state.open.values()}
+    return (
+        [call for turn in state.turns if turn.turn_id in turns for call in turn.open_calls]
+        if turns
+        else []
+    )
+
+
 def session_view(
     state: SessionState,
     config: session_pb2.SessionConfig | None,
@@ -104,7 +114,7 @@ def session_view(
         last_seq=state.last_seq,
         earliest_seq=earliest_seq,
         running_turn_id=running.turn_id if running else "",
-        open_tool_calls=[call_view(call) for call in state.open.values()],
+        open_tool_calls=[call_view(call) for call in _open_calls(state)],
         total_usage=state.total_usage,
         create_time=stamp_of(state.create_ns),
         update_time=stamp_of(state.update_ns),

@@ -314,7 +314,7 @@ def lost() -> Driver:
     driver.finish("tool_calls")
     unknown = session_pb2.TOOL_CALL_OUTCOME_UNKNOWN
     call = driver.state.calls[call_id]
-    driver.session._turns.end_call(call, unknown)
+    driver.session._calls.end(call, unknown)
     driver.take(driver.session._draft.take())
     driver.interrupt(frame_id="i1")
     driver.result(call_id, "r1", error=session_pb2.ToolError(message="was there", code="LATE"))
