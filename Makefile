@@ -54,7 +54,8 @@ web: .venv/.dev ## rebuild the page in gateway/backchannel_gateway/static from g
 proto-baseline: .venv/.dev ## accept the contract as it is now; wants a CHANGELOG line
 	$(PY) scripts/proto.py baseline
 
-bench: .venv/.dev ## measure stops and tokens, and write docs/performance.md
+bench: .venv/.dev ## measure costs and latencies, about 8 minutes, into docs/performance.md (ARGS='load')
+	@$(PY) scripts/tools.py go protoc-gen-go protoc-gen-go-grpc load-driver
 	@$(PY) -m bench --markdown docs/performance.md $(ARGS)
 
 nightly: .venv/.dev ## run the tests with full counts and write docs/nightly.md

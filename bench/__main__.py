@@ -1,6 +1,8 @@
-"""`python -m bench`: how fast a stop takes hold, what it leaves computed, and what a token costs.
+"""`python -m bench`: what the service costs and how fast it is, in parts that can be chosen.
 
-Prints tables; `--markdown FILE` also writes them as a page, with the command that made it.
+Prints tables. With `--markdown docs/performance.md` it also keeps the figures in
+docs/performance.json, draws docs/performance/*.svg, and writes the page anew from the figures of
+all parts, those of earlier runs included.
 """
 
 from __future__ import annotations
@@ -9,271 +11,99 @@ import argparse
 import asyncio
 import os
 import shlex
-import statistics
 import sys
-import tempfile
-from collections.abc import Sequence
+import time
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
-from backchannel.engines import llama, scripted
-from bench.doors import DoorFigures, door_figures
-from bench.engines import EngineCase, EngineStop, engine_stops
-from bench.lag import lag
-from bench.page import Page, Section
-from bench.servers import backchannel, bare
-from bench.stops import Case, Stop, stops
-from bench.tokens import Cost, Load, bare_cost, session_cost
-
-HOUSE_PROMPT = "Explain in detail what Backchannel is and how it works."
-
-
-def _percentile(values: Sequence[float], share: float) -> float:
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(share * len(ordered)))]
-
-
-def _stop_row(name: str, taken: Sequence[Stop]) -> list[str]:
-    times = [stop.interrupted_ms for stop in taken]
-    finished = [stop.finished_ms for stop in taken]
-    waste = [float(stop.wasted_tokens) for stop in taken]
-    return [
-        name,
-        str(len(taken)),
-        f"{statistics.median(times):.2f}",
-        f"{_percentile(times, 0.99):.2f}",
-        f"{_percentile(finished, 0.99):.2f}",
-        f"{_percentile(waste, 0.99):.0f}",
-        f"{max(waste):.0f}",
-        "yes" if all(stop.balanced for stop in taken) else "NO",
-    ]
-
-
-def _engine_row(name: str, taken: Sequence[EngineStop]) -> list[str]:
-    told = [float(stop.since_told) for stop in taken]
-    stopped = [float(stop.since_stop) for stop in taken]
-    return [
-        name,
-        str(len(taken)),
-        f"{statistics.mean(told):.2f}",
-        f"{_percentile(told, 0.99):.0f}",
-        f"{max(told):.0f}",
-        f"{statistics.mean(stopped):.2f}",
-        f"{_percentile(stopped, 0.99):.0f}",
-        f"{max(stopped):.0f}",
-        f"{sum(stop.exact for stop in taken) / len(taken):.0%}",
-    ]
-
-
-def _cost_row(name: str, costs: Sequence[Cost], yardstick: Sequence[Cost]) -> list[str]:
-    ratios = [
-        cost.us_per_token / base.us_per_token for cost, base in zip(costs, yardstick, strict=True)
-    ]
-    return [
-        name,
-        f"{statistics.median(cost.us_per_token for cost in costs):.1f}",
-        f"{statistics.median(ratios):.2f}",
-        f"{min(ratios):.2f}-{max(ratios):.2f}",
-        f"{statistics.mean(cost.events_per_frame for cost in costs):.2f}",
-    ]
-
-
-def _door_row(name: str, door: DoorFigures) -> list[str]:
-    cells = [name, str(len(door.gap_errors_ms)), str(len(door.cancels_ms))]
-    for values in (door.gap_errors_ms, door.ways_ms, door.cancels_ms):
-        cells += [f"{statistics.median(values):.1f}", f"{_percentile(values, 0.99):.1f}"]
-    return cells
-
-
-async def _measure_stops(count: int, seed: int, house: bool) -> list[list[str]]:
-    rows = []
-    with tempfile.TemporaryDirectory() as folder:
-        async with backchannel(log=f"sqlite:///{folder}/stops.db") as target:
-            for background in (0, 16):
-                case = Case("scripted/count", "count", {"rate": "50"}, background, 0.5)
-                name = f"scripted, 50 tok/s, {background} other turns"
-                rows.append(_stop_row(name, await stops(target, case, count, seed)))
-    if house:
-        with tempfile.TemporaryDirectory() as folder:
-            log = f"sqlite:///{folder}/stops.db"
-            async with backchannel(log=log, engine="llama") as target:
-                for background in (0, 4):
-                    case = Case("llama/house", HOUSE_PROMPT, {}, background, 0.02)
-                    name = f"house model, {background} other turns"
-                    rows.append(_stop_row(name, await stops(target, case, count, seed)))
-    return rows
-
-
-async def _measure_engines(count: int, seed: int, house: bool) -> list[list[str]]:
-    cases = {
-        f"scripted, 50 tok/s, {others} other generations": EngineCase(
-            lambda: scripted.create("scripted", {}), "count", "count", {"rate": "50"}, others, 0.5
-        )
-        for others in (0, 16)
-    }
-    if house:
-        cases |= {
-            f"house model, {others} other generations": EngineCase(
-                lambda: llama.create("llama", {}), "house", HOUSE_PROMPT, {}, others, 0.02
-            )
-            for others in (0, 4)
-        }
-    return [
-        _engine_row(name, await engine_stops(case, count, seed)) for name, case in cases.items()
-    ]
-
-
-async def _measure_lag(seconds: float) -> list[list[str]]:
-    rows = []
-    for sessions in (0, 1, 16):
-        found = await lag(sessions, HOUSE_PROMPT, seconds)
-        rows.append(
-            [
-                f"{sessions}, {'idle' if not sessions else 'house model'}",
-                f"{found.tokens_per_s:.0f}",
-                str(len(found.late_ms)),
-                f"{statistics.median(found.late_ms):.2f}",
-                f"{_percentile(found.late_ms, 0.99):.2f}",
-                f"{max(found.late_ms):.2f}",
-            ]
-        )
-    return rows
-
-
-async def _measure_tokens(load: Load, rounds: int) -> list[list[str]]:
-    yardstick: list[Cost] = []
-    memory: list[Cost] = []
-    sqlite: list[Cost] = []
-    with tempfile.TemporaryDirectory() as folder:
-        log = f"sqlite:///{folder}/tokens.db"
-        async with (
-            bare() as plain,
-            backchannel(log="memory") as in_memory,
-            backchannel(log=log) as in_sqlite,
-        ):
-            for turn in range(rounds + 1):
-                costs = (
-                    await bare_cost(plain, load),
-                    await session_cost(in_memory, load),
-                    await session_cost(in_sqlite, load),
-                )
-                if turn:  # The first round warms up.
-                    yardstick.append(costs[0])
-                    memory.append(costs[1])
-                    sqlite.append(costs[2])
-    return [
-        _cost_row("bare grpc.aio loop", yardstick, yardstick),
-        _cost_row("Backchannel, memory log", memory, yardstick),
-        _cost_row("Backchannel, SQLite log", sqlite, yardstick),
-    ]
+from bench.page import Part, Section, Store
+from bench.parts import DEFAULT, PARTS, Options
 
 
 def _table(section: Section) -> Table:
     table = Table(title=section.title)
     for place, column in enumerate(section.columns):
-        table.add_column(column, justify="left" if place == 0 else "right")
+        table.add_column(column, justify="left" if section.is_text(place) else "right")
     for row in section.rows:
         table.add_row(*row)
     return table
 
 
-STOP_COLUMNS = (
-    "stops of",
-    "samples",
-    "to TurnInterrupted p50 ms",
-    "p99 ms",
-    "to TurnFinished p99 ms",
-    "wasted tokens p99",
-    "most",
-    "bill balances",
-)
-ENGINE_COLUMNS = (
-    "stops of",
-    "samples",
-    "steps since told: mean",
-    "p99",
-    "most",
-    "since stop(): mean",
-    "p99",
-    "most",
-    "exact",
-)
-LAG_COLUMNS = ("sessions", "tokens/s", "timers", "late by p50 ms", "p99 ms", "most ms")
-DOOR_COLUMNS = (
-    "door",
-    "tokens",
-    "leavings",
-    "gap error p50 ms",
-    "p99 ms",
-    "commit to reader p50 ms",
-    "p99 ms",
-    "leaving noticed p50 ms",
-    "p99 ms",
-)
-COST_COLUMNS = ("server", "CPU µs a token", "ratio to bare", "range", "events a frame")
-
-
-async def _main(arguments: argparse.Namespace) -> None:
+async def _main(what: list[str], options: Options, page: Path | None) -> int:
     # Wide enough for whole words, also where nobody looks.
-    console = Console(width=max(Console().width, 140))
-    page = Page(shlex.join(["python", "-m", "bench", *sys.argv[1:]]), os.getloadavg()[0])
-    count, seed, house = arguments.samples, arguments.seed, not arguments.no_house
+    console = Console(width=max(Console().width, 160))
+    store = Store.read(page) if page is not None else Store()
+    command = shlex.join(["python", "-m", "bench", *sys.argv[1:]])
+    load = os.getloadavg()[0]
+    begin = time.monotonic()
+    failed = 0
+    for name in what:
+        with console.status(f"{name}…") as status:
 
-    def show(title: str, about: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        section = Section(title, about, columns, rows)
-        page.sections.append(section)
-        console.print(_table(section))
+            def progress(doing: str, name: str = name, status: object = status) -> None:
+                line = f"{time.monotonic() - begin:4.0f} s  {name}: {doing}"
+                if console.is_terminal:
+                    status.update(line)  # type: ignore[attr-defined]  # rich's, kept out of the signature
+                else:
+                    print(line, flush=True)
 
-    if "stops" in arguments.what:
-        with console.status("Stopping turns…"):
-            rows = await _measure_stops(count, seed, house)
-        show("How fast a stop takes hold (SQLite log, client's view)", "stops", STOP_COLUMNS, rows)
-        with console.status("Stopping engines…"):
-            rows = await _measure_engines(count, seed, house)
-        title = "What an engine computes after it was told to stop (its own count)"
-        show(title, "engines", ENGINE_COLUMNS, rows)
-    if "lag" in arguments.what and house:
-        with console.status("Watching the event loop…"):
-            rows = await _measure_lag(arguments.seconds)
-        title = "How long the server's event loop makes others wait (SQLite log)"
-        show(title, "lag", LAG_COLUMNS, rows)
-    if "tokens" in arguments.what:
-        load = Load(arguments.streams, arguments.rate, arguments.tokens)
-        with console.status("Streaming tokens…"):
-            rows = await _measure_tokens(load, arguments.rounds)
-        title = (
-            f"What a token costs the server ({load.streams} streams of {load.tokens} tokens at "
-            f"{load.rate:g} tok/s, {arguments.rounds} interleaved rounds)"
-        )
-        show(title, "tokens", COST_COLUMNS, rows)
-    if "doors" in arguments.what:
-        with console.status("Opening doors…"):
-            doors = await door_figures(arguments.rate, arguments.tokens, count)
-        rows = [_door_row(name, door) for name, door in doors.items()]
-        title = f"What a door takes (one reader, {arguments.rate:g} tok/s)"
-        show(title, "doors", DOOR_COLUMNS, rows)
-    if arguments.markdown:
-        arguments.markdown.write_text(page.markdown(), encoding="utf-8")
+            progress("begins")
+            try:
+                outcome = await PARTS[name](options, progress)
+            except (RuntimeError, OSError, TimeoutError) as error:
+                # The other parts do not depend on it, and a run takes minutes.
+                console.print(
+                    f"{name} failed: {str(error) or type(error).__name__}", style="bold red"
+                )
+                failed += 1
+                continue
+        for section in outcome.sections:
+            console.print(_table(section))
+        store.put(Part.of(name, command, load, outcome))
+        if page is not None:
+            store.write(page, outcome.plots)
+    return 1 if failed else 0
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
     parser.add_argument(
-        "what", nargs="*", default=["stops", "lag", "tokens"], help="stops, lag, tokens, doors"
+        "what",
+        nargs="*",
+        metavar="PART",
+        help=f"{', '.join(PARTS)} (default: {', '.join(DEFAULT)})",
     )
-    parser.add_argument("--samples", type=int, default=200, help="stops a row (default: 200)")
-    parser.add_argument("--seed", type=int, default=1, help="of the random moments (default: 1)")
+    usual = Options()
+    parser.add_argument("--seed", type=int, default=usual.seed, help="of all that is random")
+    parser.add_argument(
+        "--quick", action="store_true", help="a little of everything, to see that it works"
+    )
     parser.add_argument("--no-house", action="store_true", help="leave the house model out")
-    parser.add_argument("--streams", type=int, default=40, help="at a time (default: 40)")
-    parser.add_argument("--rate", type=float, default=50.0, help="tokens a second (default: 50)")
-    parser.add_argument("--tokens", type=int, default=400, help="a stream (default: 400)")
-    parser.add_argument("--rounds", type=int, default=5, help="interleaved (default: 5)")
-    parser.add_argument("--seconds", type=float, default=10.0, help="of lag a row (default: 10)")
-    parser.add_argument("--markdown", type=Path, help="write the tables to this page too")
-    return parser.parse_args()
+    parser.add_argument("--sessions", type=int, default=usual.sessions, help="load: at a time")
+    parser.add_argument("--rate", type=float, default=usual.rate, help="tokens a second of each")
+    parser.add_argument(
+        "--rounds", type=int, default=usual.rounds, help="load, tokens: interleaved"
+    )
+    parser.add_argument("--turns", type=int, default=usual.turns, help="load: of each session")
+    parser.add_argument("--turn-tokens", type=int, default=usual.turn_tokens, help="load: a turn")
+    parser.add_argument("--heap", type=int, default=usual.heap, help="memory: sessions")
+    parser.add_argument("--samples", type=int, default=usual.samples, help="stops: a row")
+    parser.add_argument("--seconds", type=float, default=usual.seconds, help="lag: a row")
+    parser.add_argument("--streams", type=int, default=usual.streams, help="tokens: at a time")
+    parser.add_argument("--tokens", type=int, default=usual.tokens, help="tokens: a stream")
+    parser.add_argument("--markdown", type=Path, help="the page to write")
+    arguments = parser.parse_args()
+    for name in arguments.what:
+        if name not in PARTS:
+            parser.error(f"there is no part {name!r}; there are {', '.join(PARTS)}")
+    return arguments
 
 
 if __name__ == "__main__":
-    asyncio.run(_main(_arguments()))
+    given = vars(_arguments())
+    chosen, markdown = given.pop("what") or list(DEFAULT), given.pop("markdown")
+    quick, house = given.pop("quick"), not given.pop("no_house")
+    wanted = Options(house=house, **given)
+    sys.exit(asyncio.run(_main(chosen, wanted.quick() if quick else wanted, markdown)))

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -142,6 +144,19 @@ class Measured:
         return self.envoy_cpu_s / self.tokens * 1e6
 
 
+@functools.cache
+def _program() -> Path:
+    """As it is at the first use, also if its sources change while it is used.
+
+    Raises:
+        RuntimeError: It is not built.
+    """
+    program = tools.find_load_driver()
+    if program is None:
+        raise RuntimeError(f"needs the load driver: {tools.why_missing('load-driver')}")
+    return program
+
+
 async def drive(target: Target, door: str, demand: Demand, cores: Cores, seed: int) -> Measured:
     """Load a server.
 
@@ -156,11 +171,8 @@ async def drive(target: Target, door: str, demand: Demand, cores: Cores, seed: i
         RuntimeError: Something went otherwise than asked: a call failed, a token is missing, an
             event came twice or in the wrong place.
     """
-    program = tools.find_load_driver()
-    if program is None:
-        raise RuntimeError(f"needs the load driver: {tools.why_missing('load-driver')}")
     process = await asyncio.create_subprocess_exec(
-        program,
+        _program(),
         *(f"-door={door}", f"-server={target.address}", f"-edge={target.edge}", f"-seed={seed}"),
         *demand.flags(),
         stdin=asyncio.subprocess.PIPE,
@@ -170,11 +182,14 @@ async def drive(target: Target, door: str, demand: Demand, cores: Cores, seed: i
     )
     try:
         async with asyncio.timeout(_LONGEST_S):
-            return await _watch(process, target, door, cores)
+            measured = await _watch(process, target, door, cores)
+            await process.wait()
+            return measured
     finally:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
-        await process.wait()
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
 
 
 async def _watch(

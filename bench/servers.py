@@ -103,7 +103,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-async def _speaks_grpc(address: str) -> None:
+async def speaks_grpc(address: str) -> None:
+    """Wait until a gRPC server answers."""
     async with grpc.aio.insecure_channel(address) as channel:
         await channel.channel_ready()
 
@@ -123,7 +124,7 @@ async def _speaks_http(address: str) -> None:
 async def _running(
     arguments: Sequence[str],
     port: int,
-    ready: Callable[[str], Awaitable[None]] = _speaks_grpc,
+    ready: Callable[[str], Awaitable[None]] = speaks_grpc,
     *,
     edge: str = "",
     cores: Cores | None = None,
