@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from backchannel.cli import bill, chat, edge, models, probe, serve, sessions, tail
+from backchannel.cli import bill, chat, edge, models, probe, serve, sessions, tail, top
 
 app = typer.Typer(
     name="backchannel",
@@ -46,4 +46,5 @@ app.command()(probe.probe)
 app.add_typer(sessions.app, name="sessions")
 app.command()(bill.bill)
 app.command()(tail.tail)
+app.command()(top.top)
 app.add_typer(edge.app, name="edge")
