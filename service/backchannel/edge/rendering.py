@@ -28,6 +28,8 @@ LOOPBACK_HOSTS: Final = ("localhost", "127.0.0.1", "[::1]")
 
 _LIKE: Final = "$like"
 _TYPE: Final = "@type"
+# What the service's own clusters begin with.
+_CLUSTERS: Final = "backchannel"
 _HCM: Final = "envoy.filters.network.http_connection_manager"
 _CORS: Final = "envoy.filters.http.cors"
 _LUA: Final = "envoy.filters.http.lua"
@@ -172,7 +174,8 @@ def _place(tree: Tree, placement: Placement) -> None:
     """Put in what the placement says."""
     tree["admin"]["address"] = _address(placement.admin)
     for cluster in tree["static_resources"]["clusters"]:
-        _place_cluster(cluster, placement.upstreams)
+        if cluster["name"].startswith(_CLUSTERS):  # An overlay may bring others.
+            _place_cluster(cluster, placement.upstreams)
     for listener in tree["static_resources"]["listeners"]:
         listener["address"]["socket_address"].update(_socket(placement.listen))
         if not placement.linux:

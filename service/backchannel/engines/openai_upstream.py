@@ -24,6 +24,7 @@ from backchannel.engines.openai_dialect import DIALECTS, Dialect, DialectName, d
 from backchannel.engines.openai_errors import Blame, UpstreamError, UpstreamResponse
 from backchannel.engines.protocol import Capability, ModelCard
 from backchannel.errors import BackchannelError, Reason
+from backchannel.observer import OUTGOING
 
 _LIST_S: Final = 5.0
 """The most time that a list of models may take."""
@@ -169,7 +170,10 @@ class Upstream:
             messages=[],
             stream=True,
             extra_body=body,
-            extra_headers={} if self._key else {"Authorization": openai.Omit()},
+            extra_headers={
+                **OUTGOING.get(),
+                **({} if self._key else {"Authorization": openai.Omit()}),
+            },
         )
         try:
             response = await create.__aenter__()

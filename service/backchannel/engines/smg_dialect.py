@@ -20,6 +20,7 @@ from smg_grpc_proto.generated import (  # type: ignore[import-untyped]
     vllm_engine_pb2_grpc,
 )
 
+from backchannel.observer import OUTGOING
 from backchannel.v1 import session_pb2
 
 _SEEDS: Final = 2**31
@@ -199,7 +200,7 @@ class VllmDialect:
             stream=True,
         )
         call: grpc.aio.UnaryStreamCall[Any, Any] = self._stub.Generate(
-            request, metadata=self._metadata
+            request, metadata=(*self._metadata, *OUTGOING.get().items())
         )
         return call
 
