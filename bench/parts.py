@@ -36,7 +36,7 @@ _GRPC: Final = "gRPC, SQLite log"
 _SSE: Final = "server-sent events through Envoy, SQLite log"
 _PERCENTS: Final = (
     *range(0, 100, 5),
-    *(99, 99.25, 99.5, 99.75, 99.9, 99.925, 99.95, 99.975, 99.99),
+    *(96, 97, 98, 99, 99.25, 99.5, 99.75, 99.9, 99.925, 99.95, 99.975, 99.99),
 )
 
 

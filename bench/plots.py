@@ -86,7 +86,8 @@ def bars(title: str, unit: str, rows: Sequence[tuple[str, float, float, float]])
                 f'M{a:.1f},{middle - 5} v10 M{b:.1f},{middle - 5} v10"/>'
             )
         end = left + max(value, most) * scale + 8
-        body.append(f'<text x="{end:.1f}" y="{y + 17}">{value:.3g} {escape(unit)}</text>')
+        label = f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+        body.append(f'<text x="{end:.1f}" y="{y + 17}">{label} {escape(unit)}</text>')
     return _document(height, title, body)
 
 
