@@ -28,6 +28,7 @@ export class Answer implements AsyncIterable<string> {
   #over = false;
   #error: Error | undefined;
   #wake: () => void = () => undefined;
+  #seq = 0n;
 
   constructor(
     private readonly conversation: Conversation,
@@ -51,11 +52,13 @@ export class Answer implements AsyncIterable<string> {
     const unsubscribe = this.conversation.subscribe({
       events: (events) => {
         for (const event of events) {
+          this.#seq = event.seq;
           this.#take(event, frameId);
         }
         this.#wake();
       },
       snapshot: (snapshot) => {
+        this.#seq = snapshot.seq;
         this.#adopt(snapshot, frameId);
         this.#wake();
       },
@@ -73,7 +76,12 @@ export class Answer implements AsyncIterable<string> {
       });
       for (;;) {
         while (this.#pieces.length > 0) {
+          const seq = this.#seq;
           yield this.#pieces.splice(0).join("");
+          // Whoever asks for more has seen this; in a session with a window it goes on only then.
+          if (this.conversation.session?.config?.limits?.maxUnackedChars !== undefined) {
+            this.conversation.ack(seq);
+          }
         }
         if (this.#error) {
           throw this.#error;

@@ -11,7 +11,7 @@ import { newId } from "./ids.js";
 import { type FrameStore, WebFrameStore, defaultStorage } from "./storage.js";
 import { type Time, systemTime } from "./time.js";
 import { type Claim, type Tool, defaultClaim } from "./tools.js";
-import { type Attach, type Wire, grpcWire } from "./wire.js";
+import { type Attach, type ForkPoint, type Wire, grpcWire } from "./wire.js";
 
 /** Settings of a `Client`. The defaults suit a page that should just keep going. */
 export interface ClientOptions {
@@ -75,15 +75,37 @@ export class Client {
     tools: readonly Tool[] = [],
     attempts = 4,
   ): Promise<Conversation> {
-    const full = create(SessionConfigSchema, {
-      sessionId: newId(),
-      ...config,
-      tools: tools.map((tool) => tool.spec),
-    });
+    return this.#create({ ...config, tools: tools.map((tool) => tool.spec) }, tools, attempts);
+  }
+
+  /**
+   * Creates a session with the past of another, to edit and retry, and makes its conversation; `open`
+   * it. The two have nothing in common afterwards. To say a message anew, fork at the event before it.
+   *
+   * @param config What is to be different; what is absent is as in the other one.
+   * @param tools What this side runs of the other one's tools.
+   * @throws StatusError As `create`; also `SESSION_NOT_FOUND`, `CURSOR_TRIMMED`.
+   */
+  fork(
+    from: ForkPoint,
+    config: SessionInit = {},
+    tools: readonly Tool[] = [],
+    attempts = 4,
+  ): Promise<Conversation> {
+    return this.#create(config, tools, attempts, from);
+  }
+
+  async #create(
+    config: MessageInitShape<typeof SessionConfigSchema>,
+    tools: readonly Tool[],
+    attempts: number,
+    fork?: ForkPoint,
+  ): Promise<Conversation> {
+    const full = create(SessionConfigSchema, { sessionId: newId(), ...config });
     const backoff = new Backoff(this.#backoff);
     for (let attempt = 1; ; attempt += 1) {
       try {
-        const session = await this.#wire.createSession(full);
+        const session = await this.#wire.createSession(full, fork);
         return this.#conversation(session.sessionId, tools, 0n);
       } catch (thrown) {
         const error = callError(thrown);

@@ -50,6 +50,7 @@ export {
 export {
   type CallView,
   type ItemView,
+  type LateResult,
   type MessageView,
   type NoticeView,
   type TimingView,
@@ -59,7 +60,7 @@ export {
   indexOfChar,
   textOf,
 } from "./transcript.js";
-export { type Attach, type GrpcWireOptions, type Wire, grpcWire } from "./wire.js";
+export { type Attach, type ForkPoint, type GrpcWireOptions, type Wire, grpcWire } from "./wire.js";
 
 export {
   AttachRequestSchema,
@@ -88,12 +89,15 @@ export {
   Delivery,
   DisconnectPolicy_Action,
   FinishReason,
+  Role,
+  Scheduling,
   type Session,
   type SessionConfig,
   SessionConfigSchema,
   SessionSchema,
   SideEffect,
   ToolCallOutcome,
+  ToolDisposition,
   type ToolResult,
   ToolSpecSchema,
   type Turn,

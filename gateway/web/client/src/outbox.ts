@@ -113,7 +113,7 @@ export class Outbox {
     this.#pending.set(frame.frameId, entry);
     if (frame.frame.case === "message") {
       this.#lastMessage = entry;
-    } else if (frame.frame.case === "toolResult") {
+    } else if (frame.frame.case === "toolResult" && !frame.frame.value.partial) {
       this.#noteAnswered(frame.frame.value.callId);
     }
     this.options.onChange();

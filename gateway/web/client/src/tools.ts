@@ -3,6 +3,7 @@ import { type MessageInitShape, create } from "@bufbuild/protobuf";
 import { ClosedError, ToolFailedError } from "./errors.js";
 import { type ClientFrame, ClientFrameSchema } from "./gen/backchannel/v1/frame_pb.js";
 import {
+  Scheduling,
   SideEffect,
   type ToolCall,
   type ToolSpec,
@@ -31,9 +32,12 @@ export interface ToolContext {
 /** A function that the model may call. */
 export interface Tool {
   readonly spec: MessageInitShape<typeof ToolSpecSchema>;
+  /** When the model is told a result that its turn did not wait for. Absent: when it is idle. */
+  readonly scheduling?: Scheduling;
   /**
    * @param args The arguments, as parsed from the model's JSON: not validated.
-   * @returns Whatever JSON can say.
+   * @returns Whatever JSON can say. An async generator sends its result in parts: text at once, laid
+   *     end to end; other values as the items of a list, each when the next has come.
    * @throws ToolFailedError To tell the model that it failed. Any other error tells it only that.
    */
   run(args: Readonly<Record<string, unknown>>, context: ToolContext): unknown;
@@ -164,7 +168,7 @@ export class ToolRunner {
     store.markStarted(sessionId, call.callId);
     const outcome = await this.#outcome(tool, spec, call, signal);
     if (!signal.aborted) {
-      await this.#send(call.callId, outcome);
+      await this.#send(call.callId, outcome, tool.scheduling);
     }
   }
 
@@ -188,7 +192,10 @@ export class ToolRunner {
     try {
       const args = JSON.parse(call.argumentsJson) as Record<string, unknown>;
       const result = await tool.run(args, { callId: call.callId, signal, progress });
-      return { case: "json", value: JSON.stringify(result) ?? "null" };
+      if (isAsyncIterable(result)) {
+        return await this.#collect(result, tool, call.callId, signal);
+      }
+      return json(result);
     } catch (error) {
       if (error instanceof ToolFailedError) {
         return { case: "error", value: { message: error.message, code: error.code } };
@@ -200,10 +207,39 @@ export class ToolRunner {
     }
   }
 
-  async #send(callId: string, outcome: Outcome): Promise<void> {
+  /** Sends all parts but the last, which is returned: the server wants to know that it is the last. */
+  async #collect(
+    values: AsyncIterable<unknown>,
+    { scheduling }: Tool,
+    callId: string,
+    signal: AbortSignal,
+  ): Promise<Outcome> {
+    let held: Outcome | undefined;
+    let texts = true;
+    for await (const value of values) {
+      if (signal.aborted) {
+        break;
+      }
+      const part = typeof value === "string" ? content(value) : json(value);
+      texts &&= typeof value === "string";
+      const ready = texts ? part : held;
+      if (ready) {
+        await this.#send(callId, ready, scheduling, true);
+      }
+      held = texts ? undefined : part;
+    }
+    return held ?? { case: "content", value: {} };
+  }
+
+  async #send(
+    callId: string,
+    outcome: Outcome,
+    scheduling = Scheduling.UNSPECIFIED,
+    partial = false,
+  ): Promise<void> {
     const frame: ClientFrame = create(ClientFrameSchema, {
       frameId: newId(),
-      frame: { case: "toolResult", value: create(ToolResultSchema, { callId, outcome }) },
+      frame: { case: "toolResult", value: create(ToolResultSchema, { callId, outcome, scheduling, partial }) },
     });
     try {
       await this.options.outbox.send(frame);
@@ -213,6 +249,18 @@ export class ToolRunner {
       }
     }
   }
+}
+
+function isAsyncIterable(value: unknown): value is AsyncIterable<unknown> {
+  return typeof value === "object" && value !== null && Symbol.asyncIterator in value;
+}
+
+function json(value: unknown): Outcome {
+  return { case: "json", value: JSON.stringify(value) ?? "null" };
+}
+
+function content(text: string): Outcome {
+  return { case: "content", value: { parts: [{ content: { case: "text", value: text } }] } };
 }
 
 type Outcome = NonNullable<MessageInitShape<typeof ToolResultSchema>["outcome"]>;

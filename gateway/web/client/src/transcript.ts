@@ -6,6 +6,9 @@ import type { Snapshot } from "./gen/backchannel/v1/frame_pb.js";
 import {
   Delivery,
   FinishReason,
+  type Message,
+  Role,
+  Scheduling,
   type Timing,
   type ToolCall,
   ToolCallOutcome,
@@ -22,6 +25,15 @@ export interface MessageView {
   readonly frameId: string;
   readonly text: string;
   readonly delivery: Delivery;
+  /** Its event; undefined if it came by a snapshot, or from another session. */
+  readonly seq: bigint | undefined;
+}
+
+/** A result that came after its call had ended. */
+export interface LateResult {
+  readonly result: ToolResult;
+  /** Whether the model is told, with a later turn. */
+  readonly told: boolean;
 }
 
 /** A tool call, from its first letter to its end. */
@@ -40,12 +52,18 @@ export interface CallView {
   /** 0 to 1, as the runner reported. */
   fraction: number | undefined;
   note: string;
+  /** What has come of its result, while it comes in parts: JSON values, or pieces of a text. */
+  parts: string[];
   outcome: ToolCallOutcome;
   result: ToolResult | undefined;
+  /** When the model is told a result that its turn did not wait for; else UNSPECIFIED. */
+  scheduling: Scheduling;
+  /** A later turn has been told the result. */
+  told: boolean;
   /** Why it was cancelled, e.g. `INTERRUPTED`. */
   cancelled: string;
-  /** Results that came after its end; the model was not told them. */
-  late: ToolResult[];
+  /** Results that came after its end. */
+  late: LateResult[];
 }
 
 /** Where the time of a turn went, in milliseconds. */
@@ -54,6 +72,8 @@ export interface TimingView {
   readonly firstTokenMs: number | undefined;
   readonly perTokenMs: number | undefined;
   readonly maxGapMs: number | undefined;
+  /** How long it waited for readers to say what they had seen. */
+  readonly pausedMs: number | undefined;
   readonly totalMs: number | undefined;
 }
 
@@ -61,7 +81,10 @@ export interface TimingView {
 export interface TurnView {
   readonly kind: "turn";
   readonly turnId: string;
+  /** The messages that it answers. None if it began by itself. */
   readonly frameIds: readonly string[];
+  /** The tools of earlier turns whose results the model is told with it. */
+  readonly tells: readonly string[];
   readonly model: string;
   text: string;
   /** Code points in `text`: what displayed offsets count in. */
@@ -128,7 +151,7 @@ function isPair(text: string, index: number): boolean {
 }
 
 /** The text of a message. */
-export function textOf(message: UserMessage | undefined): string {
+export function textOf(message: Pick<UserMessage, "parts"> | undefined): string {
   return (message?.parts ?? [])
     .map((part) => (part.content.case === "text" ? part.content.value : ""))
     .join("");
@@ -158,6 +181,11 @@ export class Transcript {
     return this.#turns.get(turnId);
   }
 
+  /** Whether a call waits for its result, of whatever turn. */
+  get callsOpen(): boolean {
+    return [...this.#calls.values()].some(({ call }) => call.state === "open");
+  }
+
   /** Replaces everything by a snapshot. */
   reset(snapshot: Snapshot): void {
     this.items = [];
@@ -165,15 +193,21 @@ export class Transcript {
     this.#calls.clear();
     this.running = undefined;
     this.seq = snapshot.seq;
+    this.#recall(snapshot.session?.config?.history ?? []);
     for (const turn of snapshot.turns) {
-      this.items.push({ ...messageView(turn.frameId, turn.input) });
+      if (turn.input) {
+        this.items.push(messageView(turn.frameId, turn.input));
+      }
+      for (const message of turn.furtherInputs) {
+        this.items.push(messageView("", message));
+      }
       const view = this.#turnOf(turn, snapshot);
       this.items.push(view);
       if (turn.finishReason === FinishReason.UNSPECIFIED) {
         this.running = view;
       }
     }
-    this.queued = snapshot.queued.map(queuedView);
+    this.queued = snapshot.queued.map((accepted) => queuedView(accepted));
   }
 
   /** Takes one event. Kinds that it does not know are passed over. */
@@ -182,21 +216,24 @@ export class Transcript {
     const { kind } = event;
     const timeMs = event.time ? timestampMs(event.time) : 0;
     switch (kind.case) {
+      case "sessionOpened":
+        this.#recall(kind.value.session?.config?.history ?? []);
+        break;
       case "inputAccepted":
-        this.queued.push(queuedView(kind.value));
+        this.queued.push(queuedView(kind.value, event.seq));
         break;
       case "inputWithdrawn":
         this.#unqueue(kind.value.frameId);
         break;
       case "turnStarted": {
-        const { turnId, frameIds, model } = kind.value;
+        const { turnId, frameIds, callIds, model } = kind.value;
         for (const frameId of frameIds) {
           const message = this.#unqueue(frameId);
           if (message) {
             this.items.push(message);
           }
         }
-        const turn = newTurn(turnId, frameIds, model);
+        const turn = newTurn(turnId, frameIds, model, this.#tell(callIds));
         turn.startedMs = timeMs;
         this.#turns.set(turnId, turn);
         this.items.push(turn);
@@ -255,20 +292,29 @@ export class Transcript {
         });
         break;
       }
+      case "toolCallOutput": {
+        const { callId, part, idleDeadline } = kind.value;
+        this.#changeCall(callId, (call) => {
+          call.parts.push(part.case === "content" ? textOf(part.value) : (part.value ?? ""));
+          call.idleDeadlineMs = idleDeadline && timestampMs(idleDeadline);
+        });
+        break;
+      }
       case "toolCallCancelled":
         this.#changeCall(kind.value.callId, (call) => {
           call.cancelled = kind.value.reason;
         });
         break;
       case "toolCallFinished": {
-        const { callId, outcome, late, result } = kind.value;
+        const { callId, outcome, late, result, scheduling } = kind.value;
         this.#changeCall(callId, (call) => {
           if (late) {
             if (result) {
-              call.late.push(result);
+              call.late.push({ result, told: scheduling !== Scheduling.UNSPECIFIED });
             }
             return;
           }
+          call.scheduling = scheduling;
           call.state = "over";
           call.outcome = outcome;
           call.result = result;
@@ -293,7 +339,7 @@ export class Transcript {
       }
       case "turnRecovered":
         this.#change(this.#turns.get(kind.value.turnId), (turn) => {
-          turn.recovered = kind.value.reason || "its server was lost";
+          turn.recovered = kind.value.reason || "OWNER_LOST";
         });
         break;
       case "turnFinished": {
@@ -331,7 +377,8 @@ export class Transcript {
 
   #turnOf(turn: Turn, snapshot: Snapshot): TurnView {
     const model = snapshot.session?.config?.model ?? "";
-    const view = newTurn(turn.turnId, [turn.frameId], model);
+    const frameIds = turn.frameId === "" ? [] : [turn.frameId];
+    const view = newTurn(turn.turnId, frameIds, model, this.#tell(turn.callIds));
     const over = turn.finishReason !== FinishReason.UNSPECIFIED;
     view.text = turn.text;
     view.textChars = countChars(turn.text);
@@ -349,6 +396,44 @@ export class Transcript {
     }
     this.#turns.set(turn.turnId, view);
     return view;
+  }
+
+  /** Calls whose results a turn is told: their names. */
+  #tell(callIds: readonly string[]): string[] {
+    const names = callIds.map((callId) => {
+      this.#changeCall(callId, (call) => {
+        call.told = true;
+      });
+      return this.#calls.get(callId)?.call.name ?? "a tool";
+    });
+    return [...new Set(names)];
+  }
+
+  /** What took place elsewhere, before this session. */
+  #recall(history: readonly Message[]): void {
+    for (const message of history) {
+      const text = textOf(message);
+      if (message.role === Role.USER) {
+        this.items.push({ kind: "message", frameId: "", text, delivery: Delivery.QUEUE, seq: undefined });
+      } else if (message.role === Role.TOOL) {
+        this.#changeCall(message.callId, (call) => {
+          call.parts.push(text);
+        });
+      } else {
+        const turn = newTurn(`history ${this.items.length}`, [], "", []);
+        turn.text = text;
+        turn.textChars = countChars(text);
+        turn.finishReason = FinishReason.STOP;
+        turn.stopped = true;
+        for (const call of message.toolCalls) {
+          const view = callOf(call, text.length, true);
+          view.state = "over";
+          view.outcome ||= ToolCallOutcome.COMPLETED;
+          this.#addCall(turn, view);
+        }
+        this.items.push(turn);
+      }
+    }
   }
 
   #addCall(turn: TurnView, call: CallView): void {
@@ -377,13 +462,17 @@ export class Transcript {
   }
 }
 
-function messageView(frameId: string, message: UserMessage | undefined): MessageView {
+function messageView(
+  frameId: string,
+  message: UserMessage | undefined,
+  seq: bigint | undefined = undefined,
+): MessageView {
   const delivery = message?.delivery ?? Delivery.UNSPECIFIED;
-  return { kind: "message", frameId, text: textOf(message), delivery };
+  return { kind: "message", frameId, text: textOf(message), delivery, seq };
 }
 
-function queuedView(accepted: InputAccepted): MessageView {
-  return messageView(accepted.frameId, accepted.message);
+function queuedView(accepted: InputAccepted, seq?: bigint): MessageView {
+  return messageView(accepted.frameId, accepted.message, seq);
 }
 
 function timingView(timing: Timing): TimingView {
@@ -394,15 +483,22 @@ function timingView(timing: Timing): TimingView {
     firstTokenMs: ms(timing.timeToFirstToken),
     perTokenMs: ms(timing.timePerOutputToken),
     maxGapMs: ms(timing.maxGap),
+    pausedMs: ms(timing.paused),
     totalMs: ms(timing.total),
   };
 }
 
-function newTurn(turnId: string, frameIds: readonly string[], model: string): TurnView {
+function newTurn(
+  turnId: string,
+  frameIds: readonly string[],
+  model: string,
+  tells: readonly string[],
+): TurnView {
   return {
     kind: "turn",
     turnId,
     frameIds,
+    tells,
     model,
     text: "",
     textChars: 0,
@@ -435,8 +531,11 @@ function newCall(callId: string, name: string, textIndex: number): CallView {
     deadlineMs: undefined,
     fraction: undefined,
     note: "",
+    parts: [],
     outcome: ToolCallOutcome.UNSPECIFIED,
     result: undefined,
+    scheduling: Scheduling.UNSPECIFIED,
+    told: false,
     cancelled: "",
     late: [],
   };

@@ -15,10 +15,17 @@ import { type Session, SessionSchema, type SessionConfig } from "./gen/backchann
 /** Opens the stream of a session. It ends when `signal` aborts, and throws when it is cut. */
 export type Attach = (request: AttachRequest, signal: AbortSignal) => AsyncIterable<ServerFrame>;
 
+/** A point in another session's past. */
+export interface ForkPoint {
+  readonly sessionId: string;
+  /** The new session knows what had happened up to here, this event included. */
+  readonly atSeq: bigint;
+}
+
 /** What a conversation needs of a server. Every method throws `StatusError`. */
 export interface Wire {
   readonly attach: Attach;
-  createSession(config: SessionConfig): Promise<Session>;
+  createSession(config: SessionConfig, fork?: ForkPoint): Promise<Session>;
   getSession(sessionId: string): Promise<Session>;
   deleteSession(sessionId: string): Promise<void>;
   listSessions(pageSize: number, pageToken: string, filter: string): Promise<ListSessionsResponse>;
@@ -57,9 +64,10 @@ export function grpcWire(options: GrpcWireOptions): Wire {
 
   return {
     attach: options.attach ?? attach,
-    createSession: async (config) => {
+    createSession: async (config, fork) => {
       const headers = config.sessionId ? about(config.sessionId) : {};
-      const answer = await said(conversations.createSession({ config }, { timeoutMs, headers }));
+      const request = fork ? { config, fork } : { config };
+      const answer = await said(conversations.createSession(request, { timeoutMs, headers }));
       return answer.session ?? create(SessionSchema);
     },
     getSession: async (sessionId) => {

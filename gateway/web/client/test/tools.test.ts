@@ -4,6 +4,7 @@ import { describe, expect, it } from "vitest";
 import {
   type Claim,
   SessionSchema,
+  Scheduling,
   SideEffect,
   type Tool,
   ToolFailedError,
@@ -52,6 +53,38 @@ describe("a tool call", () => {
     wire.link.events(ready(1), ready(2));
     await settle();
     expect(results(wire)).toMatchObject([{ callId: "c", outcome: { case: "json", value: '{"sum":5}' } }]);
+  });
+
+  it("sends its result in parts, text at once and the items of a list when the next has come", async () => {
+    let more = (): void => undefined;
+    const text = tool("add", async function* () {
+      yield "once";
+      await new Promise<void>((resolve) => (more = resolve));
+      yield " more";
+    });
+    const { wire } = await opened([{ ...text, scheduling: Scheduling.INTERRUPT }]);
+    wire.link.events(ready(1));
+    await settle();
+    const part = (value: string) => ({ parts: [{ content: { case: "text", value } }] });
+    expect(results(wire)).toMatchObject([{ partial: true, outcome: { value: part("once") } }]);
+    more();
+    await settle();
+    expect(results(wire)).toMatchObject([
+      { partial: true },
+      { partial: true, outcome: { value: part(" more") } },
+      { partial: false, outcome: { case: "content", value: { parts: [] } }, scheduling: Scheduling.INTERRUPT },
+    ]);
+    const list = tool("add", async function* () {
+      yield* [1, 2, "three"];
+    });
+    const second = await opened([list]);
+    second.wire.link.events(ready(1));
+    await settle();
+    expect(results(second.wire)).toMatchObject([
+      { partial: true, outcome: { case: "json", value: "1" } },
+      { partial: true, outcome: { case: "json", value: "2" } },
+      { partial: false, outcome: { case: "content", value: part("three") } },
+    ]);
   });
 
   it("of a tool that is not ours is left alone", async () => {

@@ -1,6 +1,6 @@
 import { timestampFromMs } from "@bufbuild/protobuf/wkt";
 import { describe, expect, it } from "vitest";
-import { Channel, FinishReason, ToolCallOutcome, Transcript, countChars, indexOfChar } from "../src/index.js";
+import { Channel, FinishReason, Role, Scheduling, ToolCallOutcome, Transcript, countChars, indexOfChar } from "../src/index.js";
 import { event, snapshot } from "./support.js";
 
 const said = (seq: number, frameId: string, text = "hi") =>
@@ -89,7 +89,7 @@ describe("a transcript", () => {
     expect(call()).toMatchObject({
       state: "over",
       result: { outcome: { value: "1" } },
-      late: [{ outcome: { value: "2" } }],
+      late: [{ result: { outcome: { value: "2" } }, told: false }],
     });
   });
 
@@ -111,7 +111,7 @@ describe("a transcript", () => {
         seq: 9n,
         session: { config: { model: "m/m" } },
         turns: [
-          { turnId: "s", text: "cut here", keptChars: 3, finishReason: FinishReason.INTERRUPTED },
+          { turnId: "s", input: { parts: [part] }, text: "cut here", keptChars: 3, finishReason: FinishReason.INTERRUPTED },
           { turnId: "t", frameId: "f", input: { parts: [part] }, text: "Hé", keptChars: 2 },
         ],
         queued: [{ frameId: "g", message: { parts: [part] } }],
@@ -143,6 +143,75 @@ describe("a transcript", () => {
     const seen = { timing: { totalMs: 5, queuedMs: 1000 }, calls: [{ textIndex: 7 }] };
     expect(byEvents.lastTurn).toMatchObject(seen);
     expect(bySnapshot.lastTurn).toMatchObject(seen);
+  });
+
+  it("shows the parts of a result as they come, and which turn was told of it", () => {
+    const transcript = folded(
+      said(1, "f"),
+      started(2, "t", "f"),
+      event(3, { case: "toolCallStarted", value: { turnId: "t", callId: "c", name: "find" } }),
+      event(4, { case: "toolCallReady", value: { callId: "c", argumentsJson: "{}" } }),
+      finished(5, "t"),
+      event(6, { case: "toolCallOutput", value: { callId: "c", part: { case: "json", value: "1" } } }),
+    );
+    const parts = [{ content: { case: "text", value: " two" } }] as const;
+    transcript.apply(
+      event(7, { case: "toolCallOutput", value: { callId: "c", index: 1, part: { case: "content", value: { parts: [...parts] } } } }),
+    );
+    const call = () => transcript.turn("t")?.calls[0];
+    // It outlives its turn.
+    expect(call()).toMatchObject({ state: "open", parts: ["1", " two"] });
+    expect(transcript.callsOpen).toBe(true);
+    const scheduling = Scheduling.WHEN_IDLE;
+    transcript.apply(event(8, { case: "toolCallFinished", value: { callId: "c", scheduling } }));
+    expect(call()).toMatchObject({ state: "over", scheduling, told: false });
+    expect(transcript.callsOpen).toBe(false);
+    transcript.apply(event(9, { case: "turnStarted", value: { turnId: "u", callIds: ["c"] } }));
+    expect(call()?.told).toBe(true);
+    expect(transcript.items).toMatchObject([
+      { kind: "message" },
+      { turnId: "t", tells: [] },
+      { turnId: "u", tells: ["find"], frameIds: [] },
+    ]);
+  });
+
+  it("has no bubble for a turn that began by itself, and one for each message of a steered one", () => {
+    const transcript = new Transcript();
+    const message = (value: string) => ({ parts: [{ content: { case: "text", value } } as const] });
+    transcript.reset(
+      snapshot({
+        seq: 9n,
+        turns: [
+          { turnId: "s", text: "found" },
+          { turnId: "t", frameId: "f", input: message("one"), furtherInputs: [message("two")] },
+        ],
+      }),
+    );
+    expect(transcript.items).toMatchObject([
+      { turnId: "s", frameIds: [] },
+      { kind: "message", text: "one" },
+      { kind: "message", text: "two" },
+      { turnId: "t", frameIds: ["f"] },
+    ]);
+  });
+
+  it("begins with what was said elsewhere, by the events and by a snapshot", () => {
+    const parts = (value: string) => [{ content: { case: "text", value } } as const];
+    const history = [
+      { role: Role.USER, parts: parts("one") },
+      { role: Role.ASSISTANT, parts: parts("un"), toolCalls: [{ callId: "c", name: "dict", argumentsJson: "{}" }] },
+      { role: Role.TOOL, callId: "c", parts: parts("1") },
+    ];
+    const session = { config: { history } };
+    const byEvents = folded(event(1, { case: "sessionOpened", value: { session } }));
+    const bySnapshot = new Transcript();
+    bySnapshot.reset(snapshot({ seq: 1n, session }));
+    for (const transcript of [byEvents, bySnapshot]) {
+      expect(transcript.items).toMatchObject([
+        { kind: "message", text: "one", seq: undefined },
+        { text: "un", stopped: true, calls: [{ name: "dict", state: "over", parts: ["1"] }] },
+      ]);
+    }
   });
 
   it("passes over what it does not know", () => {

@@ -1,18 +1,20 @@
 /** A tool call as a card, from its first letter to its result. */
 import type { ComponentChildren, VNode } from "preact";
 import { useState } from "preact/hooks";
-import { type CallView, ToolCallOutcome, type ToolResult } from "@backchannel/client";
+import { type CallView, Scheduling, ToolCallOutcome, type ToolResult } from "@backchannel/client";
 import { Icon } from "./icon.js";
 import { TOOLS } from "./tools.js";
 
 interface Props {
   call: CallView;
-  /** The server's clock while the turn runs; else 0. */
+  /** The server's clock while the call runs; else 0. */
   nowMs: number;
+  /** The answer has ended, and the call goes on. */
+  outlives: boolean;
   onCancel: () => void;
 }
 
-export function CallCard({ call, nowMs, onCancel }: Props): VNode {
+export function CallCard({ call, nowMs, outlives, onCancel }: Props): VNode {
   const [cancelled, setCancelled] = useState(false);
   const { kind, text } = statusOf(call, cancelled);
   const ours = TOOLS.some(({ spec }) => spec.name === call.name);
@@ -25,6 +27,7 @@ export function CallCard({ call, nowMs, onCancel }: Props): VNode {
           {kind === "completed" && <Icon name="done" />}
           {kind === "failed" && <Icon name="alert" />}
           {text}
+          {outlives && "; the answer did not wait for it"}
         </span>
         {call.state === "open" && <Countdown call={call} nowMs={nowMs} />}
         {call.state === "open" && (
@@ -56,13 +59,21 @@ export function CallCard({ call, nowMs, onCancel }: Props): VNode {
           <span class="faint">{call.note}</span>
         </p>
       )}
+      {call.parts.length > 0 && !call.result && (
+        <Row name={call.state === "open" ? "so far" : "result"}>
+          <pre aria-label="Result so far">{call.parts.join("")}</pre>
+        </Row>
+      )}
       {call.result && !wasCancelledHere(call) && (
         <Row name="result">
           <Result result={call.result} />
         </Row>
       )}
-      {call.late.map((result, index) => (
-        <Row key={index} name="too late; not told" late>
+      {call.scheduling !== Scheduling.UNSPECIFIED && (
+        <p class="faint">{call.told ? "The model was told this later." : TOLD[call.scheduling]}</p>
+      )}
+      {call.late.map(({ result, told }, index) => (
+        <Row key={index} name={told ? "came late; told later" : "too late; not told"} late>
           <Result result={result} />
         </Row>
       ))}
@@ -142,6 +153,12 @@ function wasCancelledHere({ outcome, result }: CallView): boolean {
   const said = result?.outcome;
   return outcome === ToolCallOutcome.FAILED && said?.case === "error" && said.value.code === "CANCELLED";
 }
+
+const TOLD: Partial<Record<Scheduling, string>> = {
+  [Scheduling.WHEN_IDLE]: "The model is told this next.",
+  [Scheduling.INTERRUPT]: "The model is told this at once.",
+  [Scheduling.SILENT]: "The model is told this with the next message.",
+};
 
 const OVER: Partial<Record<ToolCallOutcome, { kind: string; text: string }>> = {
   [ToolCallOutcome.COMPLETED]: { kind: "completed", text: "done" },

@@ -13,6 +13,7 @@ import {
   type Snapshot,
   type SnapshotCause,
   StatusError,
+  ToolDisposition,
   Transcript,
   type TurnView,
   callError,
@@ -76,6 +77,8 @@ export class Chat {
   /** For screen readers. */
   announcement = "";
   online = navigator.onLine;
+  /** The message that the next one is said in place of: it is the event after this one. */
+  editing: { readonly atSeq: bigint } | undefined;
   /** The turn that is being stopped: once is enough. */
   stopping = "";
   readonly #onRender: () => void;
@@ -163,6 +166,10 @@ export class Chat {
       await this.#create(text);
       return;
     }
+    if (this.editing) {
+      await this.#fork(this.conversation, this.editing.atSeq, text);
+      return;
+    }
     const turn = this.painter.newest;
     const redirects = delivery === Delivery.INTERRUPT && turn !== undefined && this.speaking;
     if (redirects) {
@@ -188,8 +195,30 @@ export class Chat {
     this.render();
   }
 
-  /** Stops what is being said: what is on the screen stays, and nothing else. */
-  async stop(): Promise<void> {
+  /** The chat that this one was made from, to say something anew. */
+  get origin(): string {
+    return this.chats.find(({ sessionId }) => sessionId === this.sessionId)?.from ?? "";
+  }
+
+  /** Has a message in the composer, to be said anew in a chat of its own. */
+  edit(seq: bigint, text: string): void {
+    this.editing = { atSeq: seq - 1n };
+    this.returned = { text };
+    this.render();
+  }
+
+  /** Leaves the messages as they are. */
+  keep(): void {
+    this.editing = undefined;
+    this.render();
+  }
+
+  /**
+   * Stops what is being said: what is on the screen stays, and nothing else.
+   *
+   * @param tools What becomes of tools at work. Absent: as they declare, which is mostly to stop.
+   */
+  async stop(tools = ToolDisposition.UNSPECIFIED): Promise<void> {
     const { conversation, painter } = this;
     const turn = painter.newest;
     if (!conversation) {
@@ -206,6 +235,7 @@ export class Chat {
         conversation.interrupt({
           turnId: turn.turnId,
           displayedOffset: painter.charsOf(turn),
+          tools,
         }).receipt,
         () => {
           this.stopping = "";
@@ -334,6 +364,24 @@ export class Chat {
     }
   }
 
+  async #fork(before: Conversation, atSeq: bigint, text: string): Promise<void> {
+    this.creating = true;
+    this.editing = undefined;
+    this.render();
+    try {
+      const conversation = await this.client.fork({ sessionId: before.sessionId, atSeq }, {}, TOOLS);
+      this.creating = false;
+      this.#leave();
+      this.#attach(conversation);
+      history.pushState(null, "", `#s=${conversation.sessionId}`);
+      this.#remember(text, before.sessionId);
+      await this.say(text, Delivery.QUEUE);
+    } catch (error) {
+      this.creating = false;
+      this.#refuse(text, error, "");
+    }
+  }
+
   /** Goes where the address says. */
   #follow(): void {
     const sessionId = /^#s=([\w-]{16,64})$/.exec(location.hash)?.[1] ?? "";
@@ -356,6 +404,7 @@ export class Chat {
     this.lostAtMs = undefined;
     this.reconnects = 0;
     this.gaps = 0;
+    this.editing = undefined;
     this.#sent.clear();
     this.#said.clear();
   }
@@ -435,6 +484,8 @@ export class Chat {
     if (connection.state === "lost") {
       this.lostAtMs ??= performance.now();
     } else if (connection.state === "open") {
+      // The server may have lost what was seen, and generation may wait for it.
+      this.#ackedChars = -1;
       if (this.lostAtMs !== undefined) {
         this.reconnects += 1;
         const seconds = ((performance.now() - this.lostAtMs) / 1000).toFixed(1);
@@ -478,13 +529,14 @@ export class Chat {
     }
   }
 
-  #remember(text: string): void {
+  #remember(text: string, from = ""): void {
     const known = this.chats.find(({ sessionId }) => sessionId === this.sessionId);
     this.chats = rememberChat({
       sessionId: this.sessionId,
       title: known?.title ?? text,
       model: this.model,
       atMs: Date.now(),
+      from: known?.from ?? from,
     });
   }
 
@@ -544,6 +596,7 @@ export class Chat {
     const counts =
       this.connection.state === "lost" ||
       this.transcript.running !== undefined ||
+      this.transcript.callsOpen ||
       this.waiting;
     clearTimeout(this.#tick);
     if (counts) {

@@ -1,7 +1,7 @@
 /** Where one types, and decides what becomes of it. */
 import type { VNode } from "preact";
 import { useEffect, useRef, useState } from "preact/hooks";
-import { Delivery } from "@backchannel/client";
+import { Delivery, ToolDisposition } from "@backchannel/client";
 import type { Chat } from "./chat.js";
 import { Icon } from "./icon.js";
 import { Queue } from "./timeline.js";
@@ -87,6 +87,24 @@ export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): 
         )}
       </div>
       <div class="below">
+        {chat.editing && (
+          <p class="keys">
+            Said anew in a new chat; this one stays as it is.{" "}
+            <button type="button" class="quiet" onClick={() => chat.keep()}>
+              Never mind
+            </button>
+          </p>
+        )}
+        {speaking && !some && chat.transcript.running && chat.transcript.callsOpen && (
+          <button
+            type="button"
+            class="quiet"
+            title="The tool goes on; the model is told what it found with your next message"
+            onClick={() => void chat.stop(ToolDisposition.LET_FINISH)}
+          >
+            Stop, but let the tool finish
+          </button>
+        )}
         {speaking && some ? (
           <div class="choices" role="group" aria-label="When to say it">
             <button type="button" class="primary" onClick={() => say(Delivery.QUEUE)}>

@@ -23,6 +23,8 @@ export interface Chat {
   readonly title: string;
   readonly model: string;
   readonly atMs: number;
+  /** The chat that it was made from; absent or empty: none. */
+  readonly from?: string;
 }
 
 const DEFAULTS: Settings = {

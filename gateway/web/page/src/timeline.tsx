@@ -1,6 +1,6 @@
 /** What was said, oldest first. */
 import type { VNode } from "preact";
-import { Delivery, type MessageView } from "@backchannel/client";
+import { Delivery, type MessageView, type TurnView } from "@backchannel/client";
 import type { Chat } from "./chat.js";
 import { Icon } from "./icon.js";
 import { memo } from "./memo.js";
@@ -20,9 +20,23 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
   const waits = chat.lostAtMs === undefined ? "sending…" : "is sent when the connection is back";
   return (
     <div class="timeline">
+      {chat.origin !== "" && (
+        <p class="notice" role="note">
+          Another way on from <a href={`#s=${chat.origin}`}>the chat before</a>, which is as it was.
+        </p>
+      )}
       {transcript.items.map((item, index) => {
         if (item.kind === "message") {
-          return <Said key={`m${index}`} text={item.text} delivery={item.delivery} state="" />;
+          const { seq } = item;
+          return (
+            <Said
+              key={`m${index}`}
+              text={item.text}
+              delivery={item.delivery}
+              state=""
+              {...(seq === undefined ? {} : { onEdit: () => chat.edit(seq, item.text) })}
+            />
+          );
         }
         if (item.kind === "notice") {
           return (
@@ -41,7 +55,7 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
             painting={painter.paints(item)}
             stopping={chat.stopping === item.turnId && item === transcript.running}
             lost={item === transcript.running && chat.lostAtMs !== undefined}
-            nowMs={item === transcript.running ? Math.floor((chat.conversation?.serverNow() ?? 0) / 250) * 250 : 0}
+            nowMs={counts(item, transcript.running) ? Math.floor((chat.conversation?.serverNow() ?? 0) / 250) * 250 : 0}
             isLast={isLast}
             onCancel={(callId) => void chat.cancelCall(callId)}
           />
@@ -59,12 +73,31 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
   );
 }
 
+/** Something in it is counted down. */
+function counts(turn: TurnView, running: TurnView | undefined): boolean {
+  return turn === running || turn.calls.some(({ state }) => state === "open");
+}
+
+interface SaidProps {
+  text: string;
+  delivery: Delivery;
+  state: string;
+  /** Absent where it can't be said anew. */
+  onEdit?: () => void;
+}
+
 const Said = memo(
-  ({ text, delivery, state }: { text: string; delivery: Delivery; state: string }): VNode => (
+  ({ text, delivery, state, onEdit }: SaidProps): VNode => (
     <div class={state === "" ? "said" : "said sending"}>
       <h2 class="unseen">You said</h2>
       <div class="bubble">{text}</div>
       {delivery === Delivery.INTERRUPT && <small class="faint">redirected</small>}
+      {delivery === Delivery.STEER && <small class="faint">steered</small>}
+      {onEdit && (
+        <button type="button" class="quiet edit" title="In a new chat with the same past; this one stays" onClick={onEdit}>
+          Edit and retry
+        </button>
+      )}
       {state !== "" && <small class="faint">{state}</small>}
     </div>
   ),

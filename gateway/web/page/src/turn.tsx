@@ -18,7 +18,7 @@ interface Props {
   painting: boolean;
   stopping: boolean;
   lost: boolean;
-  /** The server's clock while the turn runs, in steps; else 0. */
+  /** The server's clock while the turn or a call of it runs, in steps; else 0. */
   nowMs: number;
   isLast: boolean;
   onCancel: (callId: string) => void;
@@ -34,6 +34,12 @@ export const TurnBlock = memo(
     return (
       <article class={speaks ? "turn speaking" : "turn"} aria-busy={running} data-turn={turn.turnId}>
         <h2 class="unseen">{turn.model || "The model"} said</h2>
+        {turn.tells.length > 0 && (
+          <p class="notice" role="note">
+            {turn.frameIds.length === 0 ? "Began by itself" : "Told meanwhile"}: {turn.tells.join(", ")}{" "}
+            {turn.tells.length === 1 ? "has" : "have"} answered
+          </p>
+        )}
         {turn.reasoning !== "" && (
           <details class="reasoning" open={running && turn.text === ""}>
             <summary>Thinking</summary>
@@ -51,9 +57,13 @@ export const TurnBlock = memo(
               key={piece.call.callId}
               call={piece.call}
               nowMs={nowMs}
+              outlives={!running && piece.call.state === "open"}
               onCancel={() => props.onCancel(piece.call.callId)}
             />
           ),
+        )}
+        {turn.recovered !== "" && (
+          <p class="ending">Its server was lost in the middle; another one went on.</p>
         )}
         <Ending turn={turn} shown={shown} painting={painting} stopping={props.stopping} />
         <Figures turn={turn} shown={shown} painting={painting} lost={props.lost} />
@@ -101,7 +111,7 @@ function Ending(props: { turn: TurnView; shown: number; painting: boolean; stopp
     return <p class="ending">stopping…</p>;
   }
   if (turn.finishReason === FinishReason.UNSPECIFIED || painting) {
-    return turn.recovered === "" ? null : <p class="ending">went on after: {turn.recovered}</p>;
+    return null;
   }
   const truncated = turn.keptChars !== undefined && turn.keptChars < turn.textChars;
   const said = endingOf(turn) || (turn.keptChars === undefined ? "" : "stopped");
@@ -183,6 +193,9 @@ function timingFigures({ timing }: TurnView): Figure[] {
   }
   if (timing?.maxGapMs !== undefined) {
     figures.push(["gap", ms(timing.maxGapMs), "The largest between two pieces, tool waits left out"]);
+  }
+  if (timing?.pausedMs) {
+    figures.push(["paused", ms(timing.pausedMs), "It waited until what it had said was seen"]);
   }
   return figures;
 }
