@@ -37,6 +37,7 @@ class _Engine:
     goes_on: dict[Ticket, None] = field(default_factory=dict)
     begins: dict[Ticket, None] = field(default_factory=dict)
     takes_s: float = 0.0
+    limit: int = 0
 
     def fits(self, target: Target) -> bool:
         """Whether there is a place."""
@@ -115,6 +116,11 @@ class Admission:
         entry = self._engines.get(engine)
         return len(entry.goes_on) + len(entry.begins) if entry else 0
 
+    def limit(self, engine: str) -> int:
+        """How many it has for all; or, where it has no such limit, for the model asked last."""
+        entry = self._engines.get(engine)
+        return entry.limit if entry else 0
+
     def full(self, target: Target) -> bool:
         """Whether a turn that begins now would be turned away."""
         entry = self._engines.get(target.engine.name)
@@ -133,6 +139,7 @@ class Admission:
             BackchannelError: `ENGINE_BUSY` if too many wait already.
         """
         entry = self._engines.setdefault(target.engine.name, _Engine())
+        entry.limit = target.max_parallel or target.card.parallel
         queue = entry.goes_on if goes_on else entry.begins
         ticket = Ticket(self, entry, target)
         queue[ticket] = None

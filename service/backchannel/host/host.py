@@ -342,6 +342,9 @@ class Host:
             "backlog": {"": self._committer.backlog_bytes},
             "running": {name: admission.running(name) for name in admission.engines},
             "waiting": {name: admission.waiting(name) for name in admission.engines},
+            "limit": {
+                name: limit for name in admission.engines if (limit := admission.limit(name))
+            },
         }
 
     async def recover(self) -> None:

@@ -41,6 +41,7 @@ async def look(telemetry: Telemetry, host: Viewed) -> None:
         ("backlog", table.BACKLOG),
         ("running", table.ENGINE_RUNNING),
         ("waiting", table.ENGINE_WAITING),
+        ("limit", table.ENGINE_LIMIT),
     ):
         values = seen[name]
         labelled: dict[tuple[str, ...], float] = {

@@ -204,6 +204,12 @@ ENGINE_WAITING: Final = Metric(
     *(_GAUGE, "{generation}", ("gen_ai.provider.name",)),
     "Generations that wait for one.",
 )
+ENGINE_LIMIT: Final = Metric(
+    "backchannel.engine.limit",
+    *(_GAUGE, "{generation}", ("gen_ai.provider.name",)),
+    "How many generations an engine, or the model asked last, may run at once. Not told where there"
+    " is no limit.",
+)
 ENGINE_ERRORS: Final = Metric(
     "backchannel.engine.errors",
     *(_COUNTER, "{error}", ("gen_ai.provider.name", "error.type")),
@@ -222,5 +228,5 @@ METRICS: Final = (
     *(TOOL_CALLS, TOOL_WAIT, TOOLS_OPEN, TOOLS_OLDEST, INTERRUPTS, STOP),
     *(SESSIONS, READERS, READER_LAG, RESUMES, REPLAYED, HEARTBEATS),
     *(COMMIT, COMMIT_EVENTS, COMMIT_ERRORS, BACKLOG, LOOP_LAG),
-    *(ENGINE_RUNNING, ENGINE_WAITING, ENGINE_ERRORS, CALLS),
+    *(ENGINE_RUNNING, ENGINE_WAITING, ENGINE_LIMIT, ENGINE_ERRORS, CALLS),
 )
