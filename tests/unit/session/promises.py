@@ -363,12 +363,9 @@ def check_view(driver: Driver, reading: Reading) -> None:
     states = session_pb2.Session
     assert view.last_seq == len(driver.events)
     assert view.running_turn_id == (running.turn_id if running else "")
-    announced = [one.call_id for one in driver.of("tool_call_ready")]
-    running_calls = {call.call_id for call in running.calls} if running else set()
+    unanswered = [call.call_id for call in running.calls if call.ready] if running else []
     assert [one.call_id for one in view.open_tool_calls] == [
-        call_id
-        for call_id in announced
-        if call_id in running_calls and not reading.calls[call_id].ends
+        call_id for call_id in unanswered if not reading.calls[call_id].ends
     ]
     if reading.closed:
         assert view.state == states.STATE_CLOSED
