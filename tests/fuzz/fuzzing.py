@@ -60,12 +60,18 @@ class Bender:
         rng: What it all follows from.
         words: Texts that mean something to what is tested, such as ids.
         kind: The message that inputs are; None if they are none.
+        numbers: Those that mean something to it.
     """
 
     def __init__(
-        self, rng: random.Random, words: Sequence[str] = (), kind: type[Message] | None = None
+        self,
+        rng: random.Random,
+        words: Sequence[str] = (),
+        kind: type[Message] | None = None,
+        numbers: Sequence[int] = (),
     ) -> None:
         self.rng = rng
+        self.numbers = [*numbers, *_INTS64]
         self.words = [*words, "", "x", "x" * 129, "\U0001f600\u0301", "\0", "-1", "1e999", "null"]
         self.kind = kind
 
@@ -161,7 +167,7 @@ class Bender:
         kind = one.cpp_type
         if kind in _BITS:
             low, high = _BITS[kind]
-            value = rng.choice((rng.randint(0, 80), rng.choice(_INTS64)))
+            value = rng.choice((rng.randint(0, 80), rng.choice(self.numbers)))
             value = value if low == 0 or rng.random() < 0.7 else -value
             return max(low, min(high, value))
         if kind in (FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT):

@@ -453,12 +453,15 @@ class Cursors:
         self.live = live
         self.earliest_seq = earliest_seq
         self.last_seq = live.ledger.committed_seq
+        edges = [seq + by for seq in (earliest_seq, self.last_seq) for by in (-2, -1, 0, 1)]
         self.messages = {
-            0: Bender(rng, IDS, pb.AttachRequest),
-            1: Bender(rng, IDS, browser_service_pb2.StreamEventsRequest),
-            2: Bender(rng, IDS, frame_pb2.Resume),
+            0: Bender(rng, IDS, pb.AttachRequest, edges),
+            1: Bender(rng, IDS, browser_service_pb2.StreamEventsRequest, edges),
+            2: Bender(rng, IDS, frame_pb2.Resume, edges),
         }
-        self.text = Bender(rng, [str(2**64 - 1), str(2**64), "٣", "+1", "1_0", " 1", "0x1", "²"])
+        self.text = Bender(
+            rng, [*map(str, edges), str(2**64 - 1), str(2**64), "٣", "+1", "1_0", " 1", "0x1", "²"]
+        )
 
     @staticmethod
     def seeds() -> list[bytes]:

@@ -16,7 +16,7 @@ from tests.fuzz.fuzzing import Bender, FoundError, fuzz
 from tests.fuzz.targets import TARGETS
 from tests.scale import full, scale
 
-EXECUTIONS = scale(1_500, 1_000_000)
+EXECUTIONS = scale(3_000, 1_000_000)
 
 
 @pytest.mark.parametrize("name", TARGETS)
