@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -50,3 +51,20 @@ async def test_it_says_what_it_could_not_do() -> None:
         nowhere = replace(target, edge=f"127.0.0.1:{free_port()}")
         with pytest.raises(RuntimeError, match=r"the load driver failed at sse: .*refused"):
             await drive(nowhere, "sse", DEMAND, Cores(), seed=1)
+
+
+async def test_a_server_that_stood_still_has_no_late_token_forgiven() -> None:
+    """Open loop: what was due meanwhile counts, each token with the whole of its wait."""
+    demand = Demand(sessions=3, rate=200.0, tokens=400, turns=1, ramp_s=0.05)
+    async with bare() as target, asyncio.TaskGroup() as group:
+        driving = group.create_task(drive(target, "bare-grpc", demand, Cores(), seed=1))
+        await asyncio.sleep(0.8)
+        target.process.suspend()
+        await asyncio.sleep(0.5)
+        target.process.resume()
+    seen = driving.result()
+    assert seen.tokens == 3 * 400
+    # Of half a second the first 0.3 s are at least 0.2 s late: 60 tokens of each, 15 % of all.
+    assert seen.added.at_ms(100 - 12) >= 200
+    # By the server's own timestamps nothing was: it made them late, too.
+    assert seen.way.at_ms(100 - 12) < 200

@@ -33,7 +33,7 @@ STACKS = {
     f"{MAIN};run_text (backchannel/host/live.py:1)": "the host",
     f"{MAIN};_call_soon (asyncio/base_events.py:781)": "the event loop",
     f"{MAIN};f (backchannel/host/live.py:1);gc_collect_main (libpython3.so)": "garbage collection",
-    "Worker._run (backchannel/log/worker.py:92);sqlite3_step (l.so);pwrite64 (libc.so.6)": "the log",
+    "Worker._run (backchannel/log/worker.py:92);sqlite3_step (l.so);pwrite64 (libc.so)": "the log",
     # Waits are nobody's work, whatever is below them; nor is the start.
     "Worker._run (backchannel/log/worker.py:91);PyThread_acquire_lock_timed (libpython.so);"
     "0x1 (libc.so.6);0x2 (libc.so.6)": None,
