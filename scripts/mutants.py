@@ -1,12 +1,13 @@
-"""Break the session core in many places, one at a time, and see that the tests notice each.
+"""Break the service in many places, one at a time, and see that the tests notice each.
 
     python scripts/mutants.py           all, and write the table in docs/track-record.md
     python scripts/mutants.py WORD...   only those whose description holds a WORD; writes nothing
 
 The breaks are listed in scripts/mutants.toml. They are made in a copy of the tree in a temporary
-folder, never in the tree itself. Two kinds of tests are asked about each: the examples, and the
-random conversations of tests/unit/session/test_machine.py. What neither of them notices is missed,
-and the exit status is then 1.
+folder, never in the tree itself. The tests that a break names are asked about it, up to the first
+that fails; for the session core these are its examples, and if they notice nothing, the random
+conversations of tests/unit/session/test_machine.py. What nobody notices is missed, and the exit
+status is then 1.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,10 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "scripts" / "mutants.toml"
 PAGE = ROOT / "docs" / "track-record.md"
 BEGIN, END = "<!-- scripts/mutants.py: begin -->", "<!-- scripts/mutants.py: end -->"
-CORE = Path("service") / "backchannel" / "session"
+CODE = Path("service") / "backchannel"
 TESTS = "tests/unit/session"
 MACHINE = f"{TESTS}/test_machine.py"
-COPIED = ("service", "tests", "scripts", "docs", "pyproject.toml")
+REFERENCE = f"{TESTS}/test_reference.py"
+COPIED = ("service", "gateway", "tests", "scripts", "bench", "docs", "pyproject.toml")
 # A break may make a test run for ever.
 TIMEOUT_S = 300
 
@@ -40,15 +42,26 @@ class Mutant:
 
     Attributes:
         breaks: What is wrong then, for people.
-        file: Below the core's folder.
+        file: Below the service's package.
         old: Stands there exactly once.
         new: Stands there instead.
+        tests: Those that are asked; none for those of the session core.
     """
 
     breaks: str
     file: str
     old: str
     new: str
+    tests: Sequence[str] = ()
+
+    @property
+    def asked(self) -> Iterator[tuple[str, ...]]:
+        """What to ask pytest for, each only if the one before noticed nothing."""
+        if self.tests:
+            yield tuple(self.tests)
+        else:
+            yield TESTS, f"--ignore={MACHINE}", f"--ignore={REFERENCE}"
+            yield MACHINE, "--hypothesis-profile=unshrunk", "--hypothesis-seed=1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +69,11 @@ class Verdict:
     """Who noticed.
 
     Attributes:
-        examples: The names of the examples that failed.
-        machine: Whether a random conversation did.
+        noticed_by: The first test that failed; empty if none did.
     """
 
     mutant: Mutant
-    examples: tuple[str, ...]
-    machine: bool
-
-    @property
-    def caught(self) -> bool:
-        """Somebody did."""
-        return bool(self.examples) or self.machine
+    noticed_by: str
 
 
 def mutants() -> list[Mutant]:
@@ -78,7 +84,7 @@ def mutants() -> list[Mutant]:
     """
     listed = [Mutant(**one) for one in tomllib.loads(LIST.read_text("utf-8"))["mutant"]]
     for mutant in listed:
-        count = (ROOT / CORE / mutant.file).read_text("utf-8").count(mutant.old)
+        count = (ROOT / CODE / mutant.file).read_text("utf-8").count(mutant.old)
         if count != 1:
             raise SystemExit(
                 f"{LIST.name}: {mutant.breaks!r}: `old` stands {count} times in {mutant.file}; "
@@ -87,10 +93,10 @@ def mutants() -> list[Mutant]:
     return listed
 
 
-def run(tree: Path, *arguments: str) -> tuple[bool, tuple[str, ...]]:
-    """Run tests in a copy of the tree; returns whether all passed, and the names of the failed."""
+def first_failure(tree: Path, *arguments: str) -> str:
+    """Run tests in a copy of the tree; the name of the first that fails, empty if none does."""
     environment = {**os.environ, "BACKCHANNEL_TEST_SCALE": "small", "PYTHONDONTWRITEBYTECODE": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "--no-header", "--tb=no"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no"]
     command += ["-p", "no:cacheprovider", *arguments]
     try:
         done = subprocess.run(
@@ -103,43 +109,51 @@ def run(tree: Path, *arguments: str) -> tuple[bool, tuple[str, ...]]:
             timeout=TIMEOUT_S,
         )
     except subprocess.TimeoutExpired:
-        return False, ("(ran too long)",)
-    if done.returncode not in (0, 1):
-        return False, ("(could not be collected)",)
-    failed = re.findall(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE)
-    return done.returncode == 0, tuple(dict.fromkeys(failed))
+        return "(ran too long)"
+    if done.returncode == 0:
+        return ""
+    if done.returncode != 1:
+        return "(could not be collected)"
+    failed = re.search(r"^(?:FAILED|ERROR) \S*::(\w+)", done.stdout, re.MULTILINE)
+    if failed is None:
+        return "(some test)"
+    return "the random conversations" if failed[1] == "runTest" else failed[1]
 
 
 def judge(tree: Path, mutant: Mutant) -> Verdict:
     """Break the copy, ask the tests, mend the copy."""
-    path = tree / CORE / mutant.file
+    path = tree / CODE / mutant.file
     whole = path.read_text("utf-8")
     path.write_text(whole.replace(mutant.old, mutant.new), "utf-8")
     try:
-        _, failed = run(tree, TESTS, f"--ignore={MACHINE}")
-        passed, _ = run(tree, MACHINE, "--hypothesis-profile=unshrunk")
+        noticed_by = (first_failure(tree, *arguments) for arguments in mutant.asked)
+        return Verdict(mutant, next(filter(None, noticed_by), ""))
     finally:
         path.write_text(whole, "utf-8")
-    return Verdict(mutant, failed, not passed)
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
     """The verdicts as Markdown."""
-    lines = [
-        "| What is broken | in | Examples that fail | Random conversations |",
-        "|---|---|---|---|",
-    ]
+    lines = ["| What is broken | in | First noticed by |", "|---|---|---|"]
     for verdict in verdicts:
-        seen = "none"
-        if verdict.examples:
-            seen = f"`{verdict.examples[0]}`"
-            if len(verdict.examples) > 1:
-                seen += f" and {len(verdict.examples) - 1} more"
-        machine = "fail" if verdict.machine else "pass"
-        if not verdict.caught:
-            machine = "**missed**"
-        lines.append(f"| {verdict.mutant.breaks} | `{verdict.mutant.file}` | {seen} | {machine} |")
+        seen = verdict.noticed_by or "**nobody**"
+        if seen.startswith("test_"):
+            seen = f"`{seen}`"
+        lines.append(f"| {verdict.mutant.breaks} | `{verdict.mutant.file}` | {seen} |")
     return "\n".join(lines)
+
+
+def copied(folder: str) -> Path:
+    """A copy of what the tests need."""
+    tree = Path(folder)
+    for name in COPIED:
+        source = ROOT / name
+        if source.is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "*.gguf", "node_modules")
+            shutil.copytree(source, tree / name, ignore=ignored)
+        else:
+            shutil.copy2(source, tree / name)
+    return tree
 
 
 def main(words: Sequence[str]) -> int:
@@ -151,29 +165,17 @@ def main(words: Sequence[str]) -> int:
     ]
     verdicts = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
-        tree = Path(folder)
-        for name in COPIED:
-            source = ROOT / name
-            if source.is_dir():
-                ignored = shutil.ignore_patterns("__pycache__", "*.gguf")
-                shutil.copytree(source, tree / name, ignore=ignored)
-            else:
-                shutil.copy2(source, tree / name)
-        for arguments in ((TESTS, f"--ignore={MACHINE}"), (MACHINE,)):
-            passed, failed = run(tree, *arguments)
-            if not passed:
-                print(f"the tests fail on the code as it is: {', '.join(failed)}")
+        tree = copied(folder)
+        for arguments in dict.fromkeys(asked for mutant in chosen for asked in mutant.asked):
+            failed = first_failure(tree, *arguments)
+            if failed:
+                print(f"the tests fail on the code as it is: {failed}")
                 return 1
         for mutant in chosen:
             verdict = judge(tree, mutant)
             verdicts.append(verdict)
-            print(
-                f"{'caught' if verdict.caught else 'MISSED'}  {mutant.breaks} "
-                f"({len(verdict.examples)} examples, "
-                f"{'' if verdict.machine else 'not '}the random conversations)",
-                flush=True,
-            )
-    caught = sum(verdict.caught for verdict in verdicts)
+            print(f"{verdict.noticed_by or 'MISSED'}: {mutant.breaks}", flush=True)
+    caught = sum(bool(verdict.noticed_by) for verdict in verdicts)
     print(f"{caught} of {len(verdicts)} caught")
     if not words:
         before, _, rest = PAGE.read_text("utf-8").partition(BEGIN)
