@@ -142,7 +142,7 @@ async def profile(demand: Demand, cores: Cores, seed: int) -> Profile:
             *("record", "--native", "--rate", str(SAMPLES_A_SECOND), "--format", "raw"),
             *("--output", output, "--", sys.executable, "-m", "backchannel", "serve"),
             *("--listen", address, "--engine", "scripted", "--log-level", "warning", "--no-edge"),
-            *("--log", f"sqlite:///{folder}/profile.db"),
+            *("--log", f"sqlite:///{folder}/profile.db", "--metrics-listen", "127.0.0.1:0"),
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
         )

@@ -165,11 +165,14 @@ async def backchannel(
     engine: str = "scripted",
     edge: bool = False,
     cores: Cores | None = None,
+    more: Sequence[str] = (),
 ) -> AsyncIterator[Target]:
-    """The service, as people run it."""
+    """The service, as people run it; `more` are further arguments."""
     port = free_port()
     arguments = ["-m", "backchannel", "serve", "--listen", f"127.0.0.1:{port}"]
     arguments += ["--engine", engine, "--log", log, "--log-level", "warning"]
+    # At a port of its own: of several at one port only the first would tell its metrics.
+    arguments += ["--metrics-listen", "127.0.0.1:0", *more]
     door = f"127.0.0.1:{free_port()}" if edge else ""
     arguments += ["--edge", "--edge-listen", door] if edge else ["--no-edge"]
     async with _running(arguments, port, edge=door, cores=cores) as target:
