@@ -205,13 +205,13 @@ async def test_a_server_that_dies_is_waited_for(
 async def test_a_reader_that_leaves_the_pipe_ends_it_at_once(client: Client) -> None:
     session_id = await session(client, "one two")
     process = await asyncio.create_subprocess_shell(
-        f"{sys.executable} -m backchannel tail {session_id} | head -1",
+        f"{sys.executable} -m backchannel tail {session_id} | head -5",
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
     async with asyncio.timeout(PATIENCE_S):
-        out, err = await process.communicate()  # Nothing happens in the session any more.
-    assert (out.count(b"\n"), err) == (1, b"")
+        out, err = await process.communicate()  # These were all events that there are.
+    assert (out.count(b"\n"), err) == (5, b"")
 
 
 @pytest.mark.usefixtures("address")
@@ -259,3 +259,32 @@ async def test_a_number_beyond_the_end_is_refused(address: str, client: Client) 
     done = await backchannel("tail", "--after", "99", session_id, "--server", address)
     assert (done.code, done.out) == (1, "")
     assert "the newest event is 1" in done.err
+
+
+async def test_what_was_trimmed_while_the_connection_was_lost_is_said(tmp_path: Path) -> None:
+    log = f"sqlite:///{tmp_path / 'log.db'}"
+    sessions = {"retention": {"max_events": 10}, "sweep_s": 0.05}
+    async with (
+        Server(config(log=log, sessions=sessions)) as server,
+        connected(server.address) as client,
+        Proxy(str(server.address)) as proxy,
+    ):
+        session_id = await session(client)
+        async with tailing("--raw", "--server", proxy.address, session_id) as tail:
+            await tail.until("opened")
+            proxy.freeze()
+            await ask(client, session_id, " ".join("a" * 30))
+            async with asyncio.timeout(PATIENCE_S):
+                while (await client.get(session_id)).earliest_seq < 3:  # noqa: ASYNC110 (a sweep tells nobody)
+                    await asyncio.sleep(0.02)
+            proxy.cut()
+            proxy.thaw()
+            assert tail.process.stderr is not None
+            async with asyncio.timeout(PATIENCE_S):
+                async for line in tail.process.stderr:
+                    if b"no longer kept" in line:
+                        break
+            assert line.startswith(b"events 2 to ")
+            await client.send(session_id, say("b", "m2"))
+            told = await tail.until("finished")
+    assert int(line.split()[3]) + 1 == int(told.split("\t")[1])

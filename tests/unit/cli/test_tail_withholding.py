@@ -79,3 +79,9 @@ def test_what_names_and_counts_stays() -> None:
     assert events[2].turn_started.turn_id == driver.events[2].turn_started.turn_id
     assert sum(event.output_delta.token_count for event in events) == 2
     assert not any(event.output_delta.text for event in events)
+
+
+def test_how_likely_each_word_was_is_withheld_too() -> None:
+    event = Event(seq=1)
+    event.output_delta.logprobs.add(token="yes", logprob=-0.1)
+    assert not withheld(event).output_delta.logprobs
