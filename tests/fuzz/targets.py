@@ -78,9 +78,31 @@ class Frames:
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
-        bases: list[Callable[[], Driver]] = [_waiting, _speaking, Driver]
-        self.bases = [*bases, *HISTORIES.values()]
+        self.bender = Bender(rng, IDS, frame_pb2.ClientFrame)
+        busy: list[Callable[[], Driver]] = [_waiting, _speaking]
+        self.bases = [*busy * 4, *HISTORIES.values()]
+        self.numbers = itertools.count(1)
         self.driver = Driver()
+
+    def bend(self, data: bytes, other: bytes) -> bytes:
+        """Bend it, and most often aim it at something that there is in this conversation."""
+        data = self.bender.bend(data, other)
+        if self.rng.random() < 0.4:
+            return data
+        frame = frame_pb2.ClientFrame()
+        try:
+            frame.ParseFromString(data)
+        except DecodeError:
+            return data
+        state = self.driver.state
+        frame.frame_id = f"aimed-{next(self.numbers)}"
+        kind = frame.WhichOneof("frame")
+        if kind in ("tool_result", "tool_progress") and state.calls:
+            calls = list(state.open) if state.open else list(state.calls)
+            getattr(frame, kind).call_id = self.rng.choice(calls)
+        elif kind == "interrupt" and state.turns and not frame.interrupt.target_frame_id:
+            frame.interrupt.turn_id = state.turns[-1].turn_id
+        return frame.SerializeToString()
 
     def again(self) -> None:
         """See that whoever reads the log knows the same, and begin another conversation."""
@@ -531,8 +553,7 @@ def _stream(live: LiveSession, wanted: browser_service_pb2.StreamEventsRequest) 
 
 def fuzz_frames(rng: random.Random, executions: int) -> Report:
     target = Frames(rng)
-    bender = Bender(rng, IDS, frame_pb2.ClientFrame)
-    return fuzz(target.execute, bender.bend, corpus("frames"), executions, rng, target.again)
+    return fuzz(target.execute, target.bend, corpus("frames"), executions, rng, target.again)
 
 
 def fuzz_logs(rng: random.Random, executions: int) -> Report:
