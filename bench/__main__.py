@@ -52,11 +52,9 @@ async def _main(what: list[str], options: Options, page: Path | None) -> int:
             progress("begins")
             try:
                 outcome = await PARTS[name](options, progress)
-            except (RuntimeError, OSError, TimeoutError) as error:
-                # The other parts do not depend on it, and a run takes minutes.
-                console.print(
-                    f"{name} failed: {str(error) or type(error).__name__}", style="bold red"
-                )
+            except Exception:  # noqa: BLE001 - other parts do not depend on it, and take minutes
+                console.print(f"{name} failed:", style="bold red")
+                console.print_exception(max_frames=4)
                 failed += 1
                 continue
         for section in outcome.sections:
