@@ -89,8 +89,7 @@ class Call:
         took_s = (time.perf_counter_ns() - self._since_ns) / 1e9
         self._figures.spread(table.CALLS).add(took_s, self.method, outcome.value, code)
         span = self.span
-        span.set_attribute(names.RPC_OUTCOME, outcome.value)
-        span.set_attribute(names.RPC_STATUS, code)
+        span.set_attributes({names.RPC_OUTCOME: outcome.value, names.RPC_STATUS: code})
         if outcome is not Outcome.OK:
             span.set_attribute(names.ERROR_TYPE, code)
             if outcome is not Outcome.ABORT or code in _BLAME:

@@ -162,12 +162,14 @@ class Run:
         chat = self._chat
         if chat is not None:
             usage = finished.usage
-            chat.set_attribute(names.RESPONSE_FINISH_REASONS, [finished.cause.value])
-            chat.set_attribute(names.USAGE_INPUT_TOKENS, usage.prompt_tokens)
-            if usage.cached_prompt_tokens:
-                chat.set_attribute(names.USAGE_CACHE_READ, usage.cached_prompt_tokens)
+            told: dict[str, int | list[str]] = {
+                names.RESPONSE_FINISH_REASONS: [finished.cause.value],
+                names.USAGE_INPUT_TOKENS: usage.prompt_tokens,
+                names.USAGE_CACHE_READ: usage.cached_prompt_tokens,
+            }
             if usage.output_tokens is not None:
-                chat.set_attribute(names.USAGE_OUTPUT_TOKENS, usage.output_tokens)
+                told[names.USAGE_OUTPUT_TOKENS] = usage.output_tokens
+            chat.set_attributes(told)
             stopped = finished.cause is StopCause.STOPPED
             self._end_chat("stopped" if stopped else "finish", "stopped" if stopped else None)
         self._let_go()

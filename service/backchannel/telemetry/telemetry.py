@@ -19,7 +19,7 @@ from opentelemetry.sdk.metrics.export import MetricReader
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON, ParentBased, TraceIdRatioBased
 from opentelemetry.trace import NoOpTracer, Tracer
 from prometheus_client import CollectorRegistry, start_http_server
 
@@ -141,7 +141,8 @@ class Telemetry(Observer):
             exporter = OTLPSpanExporter(**_collector(config))
         if exporter is None:
             return
-        sampler = ParentBased(TraceIdRatioBased(config.sample_ratio))
+        some = TraceIdRatioBased(config.sample_ratio)
+        sampler = ParentBased(ALWAYS_ON if config.sample_ratio == 1 else some)
         self._spans = TracerProvider(sampler, resource, shutdown_on_exit=False)
         self._spans.add_span_processor(
             BatchSpanProcessor(
