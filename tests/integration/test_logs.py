@@ -416,3 +416,19 @@ async def test_the_level_changes_by_signals_while_it_runs(server_process: Server
     process.send_signal(signal.SIGUSR2)
     await told('"to": "info"')
     assert process.poll() is None
+
+
+async def test_a_turns_line_bears_its_trace(server_command: ServerProcess) -> None:
+    server_command.arguments = ("--otlp-endpoint", "http://127.0.0.1:9")  # Nobody takes them.
+    await server_command.start()
+    async with connected(server_command.address) as client:
+        made = await client.create(model="scripted/echo")
+        async with client.attach(made.session_id) as stream:
+            await client.send(made.session_id, say("go"))
+            await stream.event("turn_finished")
+    await server_command.stop()
+    lines = [json.loads(line) for line in server_command.output.splitlines() if line[:1] == "{"]
+    (line,) = [line for line in lines if line["event"] == TURN]
+    assert len(line["trace_id"]) == 32
+    assert len(line["span_id"]) == 16
+    assert int(line["trace_id"], 16)
