@@ -322,6 +322,8 @@ async def test_redirecting_keeps_what_was_on_the_screen(sdk: Client) -> None:
         await asyncio.sleep(0.5)
         terminal.type("now again\r")
         await terminal.expect("what you see above is what stays in the conversation")
+        # What came while the line was typed is not shown: it does not stay.
+        assert f" {int(shown.split()[-1]) + 2}" not in terminal.text
         await terminal.expect("> again")
         terminal.type("\x03")
         await terminal.expect("stopped")
