@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-from bench import plots, tables
+from bench import plots, tables, telemetry
 from bench.compare import (
     BARE_GRPC,
     BARE_SSE,
@@ -82,7 +82,7 @@ async def load_part(options: Options, progress: Progress) -> Outcome:
         options.sessions, options.rate, options.turn_tokens, options.turns, stops=1, ramp_s=1.0
     )
     # More than any of them can do.
-    overload = Demand(40, 1000.0, 100 if options.hurry else 1500, 1, ramp_s=0.2)
+    overload = Demand(40, 1000.0, 100 if options.hurry else 1000, 1, ramp_s=0.2)
     found, most = await compare(demand, overload, options.rounds, cores, options.seed, progress)
     load = (
         f"{demand.sessions} sessions, {demand.turns} turns of {demand.tokens} tokens at "
@@ -341,6 +341,27 @@ async def tokens_part(options: Options, progress: Progress) -> Outcome:
     return Outcome([Section(title, "tokens", tables.COST_COLUMNS, rows, how)])
 
 
+async def telemetry_part(options: Options, progress: Progress) -> Outcome:
+    """What watching costs."""
+    load = Load(options.streams, options.rate, options.tokens)
+    rounds = options.rounds if options.hurry else options.rounds + 2
+    cores = Cores.of_this_machine()
+    found = await telemetry.costs(load, rounds, cores, progress)
+    rows = telemetry.rows(found)
+    how = (
+        f"gRPC, memory log, {load.streams} streams of {load.tokens} tokens at {load.rate:g} tok/s, "
+        f"{rounds} interleaved rounds; {cores.words}"
+    )
+    columns = ("watched", "CPU µs a token", "ratio to off", "range")
+    section = Section("What metrics and traces cost", "telemetry", columns, rows, how)
+    more = (float(rows[-1][2]) - 1) * 100
+    return Outcome(
+        [section],
+        [f"**Metrics and traces** of every turn together cost {more:+.1f} % CPU for each token."],
+        found,
+    )
+
+
 async def doors_part(options: Options, progress: Progress) -> Outcome:
     """What a door takes with a single reader."""
     progress("opening")
@@ -356,9 +377,10 @@ PARTS: Final[Mapping[str, Callable[[Options, Progress], Awaitable[Outcome]]]] = 
     "profile": profile_part,
     "stops": stops_part,
     "lag": lag_part,
+    "telemetry": telemetry_part,
     "tokens": tokens_part,
     "doors": doors_part,
 }
 """In the order of the page."""
 
-DEFAULT: Final = tuple(name for name in PARTS if name != "doors")
+DEFAULT: Final = ("load", "memory", "profile", "telemetry", "stops", "lag")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, Final
 
@@ -45,9 +45,10 @@ async def collector() -> AsyncIterator[str]:
         await server.stop(None)
 
 
-async def main(rounds: int) -> None:
-    """Measure, and print."""
-    cores = Cores.of_this_machine()
+async def costs(
+    load: Load, rounds: int, cores: Cores, progress: Callable[[str], None]
+) -> dict[str, list[float]]:
+    """CPU microseconds for each token, of each round, by what is watched; `off` is nothing."""
     async with AsyncExitStack() as exits:
         endpoint = await exits.enter_async_context(collector())
         variants = {
@@ -59,24 +60,44 @@ async def main(rounds: int) -> None:
         for name, more in variants.items():
             server = backchannel(log="memory", cores=cores, more=more)
             targets[name] = await exits.enter_async_context(server)
-        costs: dict[str, list[float]] = {name: [] for name in variants}
+        found: dict[str, list[float]] = {name: [] for name in variants}
         for number in range(-1, rounds):
+            progress(f"round {number + 1} of {rounds}" if number >= 0 else "warming up")
             names = list(variants)
             shift = number % len(names)
             for name in names[shift:] + names[:shift]:
-                cost = await session_cost(targets[name], LOAD)
+                cost = await session_cost(targets[name], load)
                 if number >= 0:  # The first is to warm up.
-                    costs[name].append(cost.us_per_token)
+                    found[name].append(cost.us_per_token)
+    return found
+
+
+def rows(found: Mapping[str, Sequence[float]]) -> list[list[str]]:
+    """Medians, and of the ratios of each round to `off`."""
+    table = []
+    for name, several in found.items():
+        ratios = [one / base for one, base in zip(several, found["off"], strict=True)]
+        table.append(
+            [
+                name,
+                f"{statistics.median(several):.1f}",
+                f"{statistics.median(ratios):.3f}",
+                f"{min(ratios):.3f}-{max(ratios):.3f}",
+            ]
+        )
+    return table
+
+
+async def main(rounds: int) -> None:
+    """Measure, and print."""
+    cores = Cores.of_this_machine()
+    found = await costs(LOAD, rounds, cores, lambda _: None)
     print(
         f"{LOAD.streams} streams at {LOAD.rate:g} tok/s, {LOAD.tokens} tokens a turn,"
         f" {rounds} rounds; {cores.words}"
     )
-    for name, found in costs.items():
-        ratios = [one / base for one, base in zip(found, costs["off"], strict=True)]
-        print(
-            f"{name:20} {statistics.median(found):6.1f} µs a token, "
-            f"{statistics.median(ratios):.3f} of off ({min(ratios):.3f} to {max(ratios):.3f})"
-        )
+    for name, cost, ratio, spread in rows(found):
+        print(f"{name:20} {cost:>6} µs a token, {ratio} of off ({spread})")
 
 
 if __name__ == "__main__":
