@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
@@ -138,8 +139,9 @@ async def day(
 
 def web_address(service: ServerProcess) -> str:
     """Where Envoy is, as the service says at its start."""
-    words = service.output.split()
-    return next(word for word in words if word.startswith("http://127.0.0.1:"))
+    found = re.search(r"Open (http://\S+) in a browser", service.output)
+    assert found, service.output
+    return found[1]
 
 
 def seconds(number: float) -> Duration:
@@ -306,6 +308,7 @@ async def browsers(day: Day) -> None:
     async with httpx.AsyncClient(base_url=day.web, headers=headers) as browser:
         await browser.post(f"/v1/sessions?key={word}", json={"config": {}})
         made = await browser.post("/v1/sessions", json={"config": {"system": word}})
+        assert made.status_code == 200, (made.status_code, made.text, made.headers)
         session_id = made.json()["session"]["sessionId"]
         day.ids.append(session_id)
         message = {"message": {"parts": [{"text": word}]}}
