@@ -32,6 +32,9 @@ Behaviour: TypeAlias = Callable[[Any, Context], Any]
 Parser: TypeAlias = Callable[[bytes], Any]
 
 _UNKNOWN = grpc.StatusCode.UNKNOWN
+# How much later than the client's a call's deadline may be here: by its way, by what was rounded.
+_TRANSIT_S = 0.1
+_ROUNDED = 0.01
 
 
 class Guard(grpc.aio.ServerInterceptor):
@@ -121,35 +124,49 @@ async def _written(responses: AsyncGenerator[Any, Any], context: Context) -> Non
             await context.write(response)
 
 
-def _watch(observer: Observer, method: str, context: Context) -> CallWatch | None:
+class _Watch:
+    """A call's watch, and how long the client was going to wait; None for as long as it takes."""
+
+    def __init__(self, watch: CallWatch, context: Context) -> None:
+        self.ended = watch.ended
+        self._context = context
+        self._patience_s: float | None = context.time_remaining()
+
+    def gave_up(self) -> None:
+        """The client's side ended the call: its patience, or its deadline.
+
+        A client cancels at its deadline by itself, and by its own clock, which began when it sent
+        the call and not when that arrived. And a deadline is sent with two or three digits.
+        """
+        patience_s = self._patience_s
+        slack_s = min(_TRANSIT_S + _ROUNDED * patience_s, patience_s / 2) if patience_s else 0.0
+        if patience_s is not None and self._context.time_remaining() <= slack_s:
+            self.ended(Outcome.DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED.name)
+        else:
+            self.ended(Outcome.CANCEL, grpc.StatusCode.CANCELLED.name)
+
+
+def _watch(observer: Observer, method: str, context: Context) -> _Watch | None:
     if observer is SILENT:
         return None
-    return observer.call(method, tuple(context.invocation_metadata() or ()))
+    watch = observer.call(method, tuple(context.invocation_metadata() or ()))
+    return None if watch is None else _Watch(watch, context)
 
 
-def _returned(context: Context, watch: CallWatch | None) -> None:
+def _returned(context: Context, watch: _Watch | None) -> None:
     """The handler has returned; that alone is no good end."""
     if watch is None:
         return
     code = _code(context)
     if context.cancelled():
-        _gave_up(context, watch)
+        watch.gave_up()
     elif code is grpc.StatusCode.OK:
         watch.ended(Outcome.OK, code.name)
     else:
         watch.ended(Outcome.ABORT, code.name)
 
 
-def _gave_up(context: Context, watch: CallWatch) -> None:
-    """The client's side ended the call: its patience, or its deadline."""
-    left_s = context.time_remaining()
-    if left_s is not None and left_s <= 0:  # type: ignore[redundant-expr]  # None for no deadline
-        watch.ended(Outcome.DEADLINE, grpc.StatusCode.DEADLINE_EXCEEDED.name)
-    else:
-        watch.ended(Outcome.CANCEL, grpc.StatusCode.CANCELLED.name)
-
-
-async def _end(method: str, context: Context, error: Exception, watch: CallWatch | None) -> None:
+async def _end(method: str, context: Context, error: Exception, watch: _Watch | None) -> None:
     """End the call with the status that the error stands for."""
     if isinstance(error, grpc.aio.AbortError):
         # The handler has ended the call itself.
@@ -164,24 +181,24 @@ async def _end(method: str, context: Context, error: Exception, watch: CallWatch
 
 
 async def _end_cancelled(
-    method: str, context: Context, error: asyncio.CancelledError, watch: CallWatch | None
+    method: str, context: Context, error: asyncio.CancelledError, watch: _Watch | None
 ) -> None:
     """Let gRPC's own cancel pass; a stray one of the application's gets a status."""
     task = asyncio.current_task()
     if task is None or task.cancelling():
         if watch is not None:
-            _gave_up(context, watch)
+            watch.gave_up()
         raise error
     await _abort(context, errors.internal(method, error), Outcome.EXCEPTION, watch)
 
 
 async def _abort(
-    context: Context, error: BackchannelError, outcome: Outcome, watch: CallWatch | None
+    context: Context, error: BackchannelError, outcome: Outcome, watch: _Watch | None
 ) -> None:
     if watch is None:
         await errors.abort(context, error)
     elif context.cancelled():
-        _gave_up(context, watch)  # Nobody hears of the error any more.
+        watch.gave_up()  # Nobody hears of the error any more.
         await errors.abort(context, error)
     else:
         try:
