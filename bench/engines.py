@@ -17,7 +17,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from backchannel.engines.llama import LlamaGeneration
+from backchannel.engines.llama.engine import LlamaGeneration
 from backchannel.engines.protocol import (
     Engine,
     Finished,

@@ -6,7 +6,8 @@ import statistics
 import tempfile
 from collections.abc import Sequence
 
-from backchannel.engines import llama, scripted
+from backchannel.engines import scripted
+from backchannel.engines.llama import engine as llama
 from bench.doors import DoorFigures
 from bench.engines import EngineCase, EngineStop, engine_stops
 from bench.lag import lag

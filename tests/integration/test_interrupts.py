@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from backchannel.engines.llama import LlamaEngine, LlamaGeneration
+from backchannel.engines.llama.engine import LlamaEngine, LlamaGeneration
 from backchannel.engines.protocol import Prompt
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.rpc.server import Server

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from backchannel.engines.llama_config import HOUSE_FILE
+from backchannel.engines.llama.config import HOUSE_FILE
 from tests.support.gguf import Gguf
 from tests.support.server import START_S
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backchannel.engines.llama_config import HOUSE_FILE
+from backchannel.engines.llama.config import HOUSE_FILE
 
 ROOT = Path(__file__).parents[2]
 KEY = "peer-key-0123456789"

@@ -130,6 +130,7 @@ async def test_who_stops_reading_costs_little_and_delays_nobody(
 
         # What a session of this size costs by itself is not the stopped readers' doing; nor what
         # the first one costs.
+        alone = 0
         for _ in range(2):
             before = weight.take()
             async with weight.watched():

@@ -12,11 +12,11 @@ from typing import Protocol
 
 import pytest
 
-from backchannel.engines.llama import LlamaEngine, LlamaGeneration
-from backchannel.engines.llama_config import HOUSE_MODEL, LlamaConfig
-from backchannel.engines.openai_config import OpenAIConfig
-from backchannel.engines.openai_engine import OpenAIEngine
-from backchannel.engines.openai_generation import OpenAIGeneration
+from backchannel.engines.llama.config import HOUSE_MODEL, LlamaConfig
+from backchannel.engines.llama.engine import LlamaEngine, LlamaGeneration
+from backchannel.engines.openai.config import OpenAIConfig
+from backchannel.engines.openai.engine import OpenAIEngine
+from backchannel.engines.openai.generation import OpenAIGeneration
 from backchannel.engines.protocol import Engine, Generation, Prompt
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.v1 import session_pb2

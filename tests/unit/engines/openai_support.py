@@ -7,8 +7,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from backchannel.engines.openai import create
-from backchannel.engines.openai_engine import OpenAIEngine
+from backchannel.engines.openai.engine import OpenAIEngine
+from backchannel.engines.openai.factory import create
 from backchannel.engines.protocol import Prompt
 from backchannel.errors import BackchannelError
 from tests.support.hostile_upstream import Answer, HostileUpstream

@@ -7,8 +7,8 @@ import json
 from collections.abc import AsyncIterator, Sequence
 
 from backchannel.engines.protocol import Generation, Prompt
-from backchannel.engines.smg import create
-from backchannel.engines.smg_engine import SmgEngine
+from backchannel.engines.smg.engine import SmgEngine
+from backchannel.engines.smg.factory import create
 from backchannel.v1 import session_pb2
 from tests.support.smg_peer import SmgPeer
 from tests.unit.engines.support import ESSAY, user

@@ -18,9 +18,9 @@ from typing import Any
 
 import pytest
 
-from backchannel.engines import llama as llama_module
-from backchannel.engines.llama import LlamaEngine, LlamaGeneration
-from backchannel.engines.llama_config import HOUSE_FILE, HOUSE_MODEL, LlamaConfig, LlamaModel
+from backchannel.engines.llama import engine as llama_module
+from backchannel.engines.llama.config import HOUSE_FILE, HOUSE_MODEL, LlamaConfig, LlamaModel
+from backchannel.engines.llama.engine import LlamaEngine, LlamaGeneration
 from backchannel.engines.protocol import Capability, Finished, Prompt, StopCause, TextChunk
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2
@@ -419,8 +419,8 @@ def test_a_model_can_be_freed_at_once() -> None:
     program = f"""
 import os, subprocess, sys
 from dataclasses import replace
-from backchannel.engines.llama_config import HOUSE_MODEL
-from backchannel.engines.llama_server import LlamaServer
+from backchannel.engines.llama.config import HOUSE_MODEL
+from backchannel.engines.llama.server import LlamaServer
 if hasattr(os, "sched_setaffinity"):
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:1])
 busy = [sys.executable, "-uc", "print()\\nwhile True: pass"]

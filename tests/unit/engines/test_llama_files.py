@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from backchannel.engines.llama import LlamaEngine
-from backchannel.engines.llama_config import HOUSE_FILE, LlamaConfig, LlamaModel
+from backchannel.engines.llama.config import HOUSE_FILE, LlamaConfig, LlamaModel
+from backchannel.engines.llama.engine import LlamaEngine
 from backchannel.engines.protocol import (
     REASONING,
     TEXT,

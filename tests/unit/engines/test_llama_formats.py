@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from backchannel.engines.llama import LlamaEngine
+from backchannel.engines.llama.engine import LlamaEngine
 from backchannel.engines.protocol import Capability, Prompt, StopCause
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2

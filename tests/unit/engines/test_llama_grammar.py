@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from backchannel.engines.llama_grammar import FIELD, MOST_DEEP, check_grammar
+from backchannel.engines.llama.grammar import FIELD, MOST_DEEP, check_grammar
 from backchannel.errors import BackchannelError, Reason
 
 GOOD = [

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from backchannel.engines.llama_config import HOUSE_FILE, HOUSE_MODEL, LlamaConfig, LlamaModel
-from backchannel.engines.llama_request import request
-from backchannel.engines.llama_stream import LlamaStream, merged, refusal
+from backchannel.engines.llama.config import HOUSE_FILE, HOUSE_MODEL, LlamaConfig, LlamaModel
+from backchannel.engines.llama.request import request
+from backchannel.engines.llama.stream import LlamaStream, merged, refusal
 from backchannel.engines.protocol import (
     REASONING,
     Chunk,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backchannel.engines.llama_schema import MOST_DEEP, MOST_PROPERTIES, check_schema
+from backchannel.engines.llama.schema import MOST_DEEP, MOST_PROPERTIES, check_schema
 from backchannel.errors import BackchannelError, Reason
 
 FIELD = "response_format.json_schema"

@@ -194,7 +194,7 @@ async def test_an_answer_whose_tail_is_missing_is_whole(upstream: HostileUpstrea
 async def test_a_tail_that_does_not_come_is_not_waited_for(
     upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backchannel.engines.openai_generation._TAIL_S", 0.05)
+    monkeypatch.setattr("backchannel.engines.openai.generation._TAIL_S", 0.05)
 
     async def answer(wire: Wire) -> None:
         await wire.head()
@@ -326,8 +326,8 @@ async def test_models_and_what_is_told_of_them(upstream: HostileUpstream) -> Non
 async def test_an_upstream_that_is_not_ready_serves_later(
     upstream: HostileUpstream, models: Answer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backchannel.engines.openai_upstream._AGAIN_S", 0.01)
-    monkeypatch.setattr("backchannel.engines.openai_upstream._LIST_S", 0.2)
+    monkeypatch.setattr("backchannel.engines.openai.upstream._AGAIN_S", 0.01)
+    monkeypatch.setattr("backchannel.engines.openai.upstream._LIST_S", 0.2)
     well, upstream.models = upstream.models, models
     async with opened(upstream) as engine:
         assert list(engine.models()) == []

@@ -8,7 +8,7 @@ import socket
 
 import pytest
 
-from backchannel.engines.openai import create
+from backchannel.engines.openai.factory import create
 from backchannel.errors import BackchannelError, Reason
 from tests.support.hostile_upstream import (
     Answer,

@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 
 import pytest
 
-from backchannel.engines.openai import create
-from backchannel.engines.openai_engine import OpenAIEngine
+from backchannel.engines.openai.engine import OpenAIEngine
+from backchannel.engines.openai.factory import create
 from backchannel.engines.protocol import Capability, Prompt, StopCause, TextChunk
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2

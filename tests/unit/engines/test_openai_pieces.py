@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backchannel.engines.openai_config import OpenAIConfig
-from backchannel.engines.openai_dialect import DIALECTS, DialectName, dialect_of
-from backchannel.engines.openai_request import check, request
-from backchannel.engines.openai_sse import EventData, EventTooLongError
-from backchannel.engines.openai_stream import OpenAIStream, UnreadableAnswerError
-from backchannel.engines.openai_tool_calls import MOST_CALLS, MOST_CHARS
+from backchannel.engines.openai.config import OpenAIConfig
+from backchannel.engines.openai.dialect import DIALECTS, DialectName, dialect_of
+from backchannel.engines.openai.request import check, request
+from backchannel.engines.openai.sse import EventData, EventTooLongError
+from backchannel.engines.openai.stream import OpenAIStream, UnreadableAnswerError
+from backchannel.engines.openai.tool_calls import MOST_CALLS, MOST_CHARS
 from backchannel.engines.protocol import Capability, Finished, Prompt, StopCause
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2

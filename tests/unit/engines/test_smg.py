@@ -20,7 +20,7 @@ from backchannel.engines.protocol import (
     ToolCallEnd,
     ToolCallFragment,
 )
-from backchannel.engines.smg_engine import SmgGeneration
+from backchannel.engines.smg.engine import SmgGeneration
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2
 from tests.support.smg_peer import SmgPeer, archive, tokenizer_files

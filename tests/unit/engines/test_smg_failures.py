@@ -13,8 +13,8 @@ import grpc
 import pytest
 
 from backchannel.engines.protocol import Prompt, StopCause
-from backchannel.engines.smg import create
-from backchannel.engines.smg_engine import SmgEngine
+from backchannel.engines.smg.engine import SmgEngine
+from backchannel.engines.smg.factory import create
 from backchannel.errors import BackchannelError, Reason
 from tests.support.smg_peer import SmgPeer, archive, tokenizer_files
 from tests.unit.engines.smg_support import ask, opened, script

@@ -16,9 +16,9 @@ import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 from backchannel.engines.protocol import Prompt
-from backchannel.engines.smg_files import BadFilesError, TokenizerFiles
-from backchannel.engines.smg_template import ChatTemplate, RefusedConversationError
-from backchannel.engines.smg_tokenizer import Detokenizer, ModelTokenizer
+from backchannel.engines.smg.files import BadFilesError, TokenizerFiles
+from backchannel.engines.smg.template import ChatTemplate, RefusedConversationError
+from backchannel.engines.smg.tokenizer import Detokenizer, ModelTokenizer
 from tests.support.smg_peer import TEMPLATE, archive, small_tokenizer, tokenizer_files
 from tests.unit.engines.support import CALCULATOR, assistant, call, result, user
 
@@ -46,7 +46,7 @@ def test_a_path_in_an_archive_leads_nowhere(name: str) -> None:
 
 
 def test_an_archive_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backchannel.engines.smg_files.MOST_FILE_BYTES", 100_000)
+    monkeypatch.setattr("backchannel.engines.smg.files.MOST_FILE_BYTES", 100_000)
     swollen = archive({"tokenizer.json": "0" * 10_000_000})
     assert len(swollen) < 20_000
     with pytest.raises(BadFilesError, match="too large"):
@@ -55,7 +55,7 @@ def test_an_archive_that_swells_is_refused(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_archive_that_lies_about_its_sizes_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backchannel.engines.smg_files.MOST_FILE_BYTES", 100_000)
+    monkeypatch.setattr("backchannel.engines.smg.files.MOST_FILE_BYTES", 100_000)
     data = bytearray(archive({"tokenizer.json": "0" * 1_000_000}))
     size = (1_000_000).to_bytes(4, "little")
     assert data.count(size) == 2

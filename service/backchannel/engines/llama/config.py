@@ -15,7 +15,7 @@ from backchannel.errors import BackchannelError, Reason
 HOUSE: Final = "house"
 """The name of the model that comes with the package."""
 
-HOUSE_FILE: Final = Path(__file__).parent / "models" / "house.gguf"
+HOUSE_FILE: Final = Path(__file__).parent.parent / "models" / "house.gguf"
 
 _Tag = Annotated[str, Field(min_length=1, max_length=64)]
 

@@ -22,11 +22,11 @@ from types import AsyncGeneratorType, TracebackType
 from typing import TYPE_CHECKING, Final, Self, cast
 
 from backchannel.engines.checks import check_capabilities, check_known_options, find_card
-from backchannel.engines.llama_config import LlamaConfig, LlamaModel
-from backchannel.engines.llama_grammar import check_grammar
-from backchannel.engines.llama_request import request
-from backchannel.engines.llama_schema import check_schema
-from backchannel.engines.llama_stream import LlamaStream, merged, refusal, tokens_so_far
+from backchannel.engines.llama.config import LlamaConfig, LlamaModel
+from backchannel.engines.llama.grammar import check_grammar
+from backchannel.engines.llama.request import request
+from backchannel.engines.llama.schema import check_schema
+from backchannel.engines.llama.stream import LlamaStream, merged, refusal, tokens_so_far
 from backchannel.engines.protocol import (
     Capability,
     Chunk,
@@ -40,7 +40,7 @@ from backchannel.engines.reasoning import ReasoningSplitter
 from backchannel.errors import BackchannelError, Reason
 
 if TYPE_CHECKING:
-    from backchannel.engines.llama_server import LlamaServer
+    from backchannel.engines.llama.server import LlamaServer
 
 NAME: Final = "llama"
 
@@ -336,7 +336,7 @@ class LlamaEngine:
 
 
 def _load(model: LlamaModel) -> _Loaded:
-    from backchannel.engines.llama_server import LlamaServer
+    from backchannel.engines.llama.server import LlamaServer
 
     loaded = _Loaded(model, LlamaServer(model))
     if model.n_gpu_layers and not loaded.server.facts.gpu:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final, NoReturn
 
-from backchannel.engines.llama_grammar import MOST_BYTES, MOST_TIMES
+from backchannel.engines.llama.grammar import MOST_BYTES, MOST_TIMES
 from backchannel.errors import BackchannelError, Reason
 
 MOST_DEEP: Final = 64

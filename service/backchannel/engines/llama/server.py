@@ -23,8 +23,8 @@ from typing import Any, Final
 # It ships neither stubs nor a py.typed; this module is the only one that imports it.
 import xllamacpp  # type: ignore[import-untyped]
 
-from backchannel.engines.llama_config import LlamaModel
-from backchannel.engines.llama_file import LlamaFile
+from backchannel.engines.llama.config import LlamaModel
+from backchannel.engines.llama.file import LlamaFile
 from backchannel.errors import BackchannelError, Reason
 
 _BATCH: Final = 256

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from backchannel.engines.openai_dialect import DialectName
+from backchannel.engines.openai.dialect import DialectName
 from backchannel.engines.protocol import Capability
 from backchannel.engines.settings import faults_of
 from backchannel.errors import BackchannelError, Reason

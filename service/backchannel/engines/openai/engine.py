@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Self
 
 from backchannel.engines.checks import check_capabilities, find_card
-from backchannel.engines.openai_config import OpenAIConfig
-from backchannel.engines.openai_generation import OpenAIGeneration
-from backchannel.engines.openai_request import check
-from backchannel.engines.openai_upstream import Upstream
+from backchannel.engines.openai.config import OpenAIConfig
+from backchannel.engines.openai.generation import OpenAIGeneration
+from backchannel.engines.openai.request import check
+from backchannel.engines.openai.upstream import Upstream
 from backchannel.engines.protocol import Capability, ModelCard, Prompt
 from backchannel.errors import BackchannelError, Reason
 

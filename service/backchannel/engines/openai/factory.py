@@ -9,11 +9,11 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from backchannel.engines.openai_config import OpenAIConfig
+from backchannel.engines.openai.config import OpenAIConfig
 from backchannel.errors import BackchannelError, Reason
 
 if TYPE_CHECKING:
-    from backchannel.engines.openai_engine import OpenAIEngine
+    from backchannel.engines.openai.engine import OpenAIEngine
 
 
 def create(name: str, options: Mapping[str, object]) -> OpenAIEngine:
@@ -32,6 +32,6 @@ def create(name: str, options: Mapping[str, object]) -> OpenAIEngine:
             f"the engine {name} needs the package openai, which is not installed here ({error}); "
             "pip install 'backchannel[openai]'",
         ) from error
-    from backchannel.engines.openai_engine import OpenAIEngine
+    from backchannel.engines.openai.engine import OpenAIEngine
 
     return OpenAIEngine(name, config)

@@ -17,17 +17,17 @@ from typing import Final, cast
 
 import stamina
 
-from backchannel.engines.llama_stream import merged
-from backchannel.engines.openai_config import OpenAIConfig
-from backchannel.engines.openai_errors import UpstreamError, UpstreamResponse
-from backchannel.engines.openai_request import request
-from backchannel.engines.openai_sse import EventData, EventTooLongError
-from backchannel.engines.openai_stream import (
+from backchannel.engines.llama.stream import merged
+from backchannel.engines.openai.config import OpenAIConfig
+from backchannel.engines.openai.errors import UpstreamError, UpstreamResponse
+from backchannel.engines.openai.request import request
+from backchannel.engines.openai.sse import EventData, EventTooLongError
+from backchannel.engines.openai.stream import (
     AbandonedAnswerError,
     OpenAIStream,
     UnreadableAnswerError,
 )
-from backchannel.engines.openai_upstream import Upstream
+from backchannel.engines.openai.upstream import Upstream
 from backchannel.engines.protocol import (
     Chunk,
     EngineUsage,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from backchannel.engines.chat import messages, tools
 from backchannel.engines.checks import check_known_options, option_field
-from backchannel.engines.openai_dialect import Dialect
+from backchannel.engines.openai.dialect import Dialect
 from backchannel.engines.protocol import Prompt
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2

@@ -12,8 +12,8 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from backchannel.engines.openai_text import Halves, whole
-from backchannel.engines.openai_tool_calls import ToolCalls
+from backchannel.engines.openai.text import Halves, whole
+from backchannel.engines.openai.tool_calls import ToolCalls
 from backchannel.engines.protocol import (
     REASONING,
     TEXT,

@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterator
 from typing import Any, Final
 
-from backchannel.engines.openai_text import Halves, whole
+from backchannel.engines.openai.text import Halves, whole
 from backchannel.engines.protocol import ToolCallEnd, ToolCallFragment, ToolCallStart
 
 MOST_CALLS: Final = 128

@@ -19,9 +19,9 @@ from urllib.parse import urlsplit
 import openai
 import structlog
 
-from backchannel.engines.openai_config import OpenAIConfig
-from backchannel.engines.openai_dialect import DIALECTS, Dialect, DialectName, dialect_of
-from backchannel.engines.openai_errors import Blame, UpstreamError, UpstreamResponse
+from backchannel.engines.openai.config import OpenAIConfig
+from backchannel.engines.openai.dialect import DIALECTS, Dialect, DialectName, dialect_of
+from backchannel.engines.openai.errors import Blame, UpstreamError, UpstreamResponse
 from backchannel.engines.protocol import Capability, ModelCard
 from backchannel.errors import BackchannelError, Reason
 from backchannel.observer import OUTGOING

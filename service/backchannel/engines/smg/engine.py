@@ -25,7 +25,7 @@ from backchannel.engines.checks import (
     find_card,
     option_field,
 )
-from backchannel.engines.llama_stream import merged
+from backchannel.engines.llama.stream import merged
 from backchannel.engines.protocol import (
     Capability,
     Chunk,
@@ -36,11 +36,11 @@ from backchannel.engines.protocol import (
     StopCause,
 )
 from backchannel.engines.reasoning import ReasoningSplitter
-from backchannel.engines.smg_config import SmgConfig, unavailable
-from backchannel.engines.smg_dialect import Question
-from backchannel.engines.smg_stream import Reading, SmgStream
-from backchannel.engines.smg_template import RefusedConversationError
-from backchannel.engines.smg_upstream import LoadedModel, Upstream
+from backchannel.engines.smg.config import SmgConfig, unavailable
+from backchannel.engines.smg.dialect import Question
+from backchannel.engines.smg.stream import Reading, SmgStream
+from backchannel.engines.smg.template import RefusedConversationError
+from backchannel.engines.smg.upstream import LoadedModel, Upstream
 from backchannel.engines.tool_calls import ToolCallParser
 from backchannel.errors import BackchannelError, Reason
 

@@ -9,11 +9,11 @@ import importlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
-from backchannel.engines.smg_config import SmgConfig
+from backchannel.engines.smg.config import SmgConfig
 from backchannel.errors import BackchannelError, Reason
 
 if TYPE_CHECKING:
-    from backchannel.engines.smg_engine import SmgEngine
+    from backchannel.engines.smg.engine import SmgEngine
 
 _PACKAGES: Final = ("smg_grpc_proto", "tokenizers", "jinja2")
 
@@ -35,6 +35,6 @@ def create(name: str, options: Mapping[str, object]) -> SmgEngine:
                 f"the engine {name} needs the package {package}, which is not installed here "
                 f"({error}); pip install 'backchannel[smg]'",
             ) from error
-    from backchannel.engines.smg_engine import SmgEngine
+    from backchannel.engines.smg.engine import SmgEngine
 
     return SmgEngine(name, config)

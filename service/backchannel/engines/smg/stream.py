@@ -20,8 +20,8 @@ from backchannel.engines.protocol import (
     ToolCallFragment,
 )
 from backchannel.engines.reasoning import ReasoningSplitter
-from backchannel.engines.smg_dialect import Step, TokenLogprobs
-from backchannel.engines.smg_tokenizer import Detokenizer, ModelTokenizer
+from backchannel.engines.smg.dialect import Step, TokenLogprobs
+from backchannel.engines.smg.tokenizer import Detokenizer, ModelTokenizer
 from backchannel.engines.stop_strings import StopStrings
 from backchannel.engines.tool_calls import ToolCallParser
 from backchannel.v1 import event_pb2

@@ -20,7 +20,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from backchannel.engines.chat import messages, tools
 from backchannel.engines.protocol import Prompt
-from backchannel.engines.smg_files import BadFilesError, TokenizerFiles
+from backchannel.engines.smg.files import BadFilesError, TokenizerFiles
 
 _MOST_CHARS: Final = 2**20
 _TOKENS: Final = ("bos_token", "eos_token", "pad_token", "unk_token")

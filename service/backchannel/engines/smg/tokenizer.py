@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from tokenizers import Tokenizer
 
-from backchannel.engines.smg_files import BadFilesError, TokenizerFiles
+from backchannel.engines.smg.files import BadFilesError, TokenizerFiles
 
 _PRIMING: Final = 5
 """So many tokens of the prompt decide how the first one after it is spaced."""

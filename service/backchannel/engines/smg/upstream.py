@@ -17,12 +17,12 @@ import grpc
 
 from backchannel.engines.protocol import Capability, ModelCard
 from backchannel.engines.reasoning import THINK
-from backchannel.engines.smg_config import SmgConfig, unavailable
-from backchannel.engines.smg_dialect import Dialect, Facts, VllmDialect
-from backchannel.engines.smg_errors import Blame
-from backchannel.engines.smg_files import MOST_ARCHIVE_BYTES, BadFilesError, TokenizerFiles
-from backchannel.engines.smg_template import ChatTemplate
-from backchannel.engines.smg_tokenizer import ModelTokenizer
+from backchannel.engines.smg.config import SmgConfig, unavailable
+from backchannel.engines.smg.dialect import Dialect, Facts, VllmDialect
+from backchannel.engines.smg.errors import Blame
+from backchannel.engines.smg.files import MOST_ARCHIVE_BYTES, BadFilesError, TokenizerFiles
+from backchannel.engines.smg.template import ChatTemplate
+from backchannel.engines.smg.tokenizer import ModelTokenizer
 from backchannel.engines.tool_call_grammars import CLOSE
 from backchannel.engines.tool_calls import OPEN
 from backchannel.errors import BackchannelError
