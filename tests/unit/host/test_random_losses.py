@@ -230,7 +230,7 @@ async def tell(model: str, seed: int, steps: Sequence[str]) -> None:
         await story.end()
 
 
-@settings(max_examples=scale(25, 2_000))
+@settings(max_examples=scale(60, 2_000))
 @given(
     st.sampled_from(["scripted/count", "scripted/tool", "scripted/stall", "scripted/fail"]),
     st.integers(0, 1 << 16),

@@ -180,7 +180,7 @@ class Race:
         return ""
 
 
-@pytest.mark.parametrize(("first", "second"), PAIRS, ids="-".join)
+@pytest.mark.parametrize(("first", "second"), PAIRS, ids=map("-".join, PAIRS))
 def test_two_things_at_once(first: str, second: str) -> None:
     assert (Race(first, second).outcome(), Race(second, first).outcome()) == RACES[first, second]
 

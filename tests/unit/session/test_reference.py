@@ -673,7 +673,7 @@ SCHEDULES = st.lists(
 )
 
 
-@settings(max_examples=scale(150, 10_000))
+@settings(max_examples=scale(400, 10_000))
 @given(CONFIGS, st.sampled_from([1, 1, 2, 0]), SCHEDULES)
 def test_the_core_does_what_the_reference_says(
     config: Config, readers: int, schedule: list[tuple[str, int]]
