@@ -82,7 +82,8 @@ class ServeConfig(BaseSettings):
         edge_hosts: The names that it answers to, without a port; `*` for any. Empty: those of this
             machine while it listens on loopback, else any.
         edge_origins: Pages of other origins that may use it, as `https://chat.example`.
-        edge_overlays: Overlays of its configuration (`tls`, `http3`), or paths of more.
+        edge_overlays: Overlays of its configuration (`tls`, `http3`, `tracing`), or paths of
+            more.
         edge_tls_certificate: A PEM file with a certificate and its chain, for the overlay `tls`.
         edge_tls_key: A PEM file with the certificate's key.
         sessions: Limits and times of sessions.

@@ -174,6 +174,7 @@ class SessionTrace:
             return turn
         while len(self._turns) >= _MAX_TURNS:
             self._break_off(next(iter(self._turns.values())), "lost")
+        taken_over = calls is None
         calls = calls or []
         parent = Context()
         if calls and calls[0].remote:
@@ -186,6 +187,8 @@ class SessionTrace:
             attributes={names.CONVERSATION_ID: self._session_id, names.TURN_ID: turn_id},
         )
         turn = Turn(turn_id, model, span, set_span_in_context(span, Context()))
+        if taken_over:
+            span.set_attribute(names.RECOVERED, True)
         if turn.model:
             span.set_attribute(names.REQUEST_MODEL, model)
         for call in calls:

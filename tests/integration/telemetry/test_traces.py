@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ from backchannel.rpc.server import Server
 from backchannel.telemetry.config import TelemetryConfig
 from backchannel.telemetry.table import CALLS
 from backchannel.telemetry.telemetry import Telemetry
-from backchannel.v1 import session_pb2
+from backchannel.v1 import frame_pb2, session_pb2
 from tests.support.edge import events, site
 from tests.support.otlp import Collector, Span, collector
 from tests.support.server import config, connected
@@ -253,6 +254,44 @@ async def test_a_clients_deadline_says_so_and_the_turn_goes_on_without_it() -> N
         "  chat count",
         "  commit",
     ]
+
+
+async def test_a_turn_that_outlives_its_process_is_found_by_its_id(tmp_path: Path) -> None:
+    settings = config(log=f"sqlite:///{tmp_path / 'log.db'}")
+    continues = session_pb2.DisconnectPolicy(action=session_pb2.DisconnectPolicy.ACTION_CONTINUE)
+    async with traced() as (taken, telemetry):
+        async with (
+            Server(settings, observer=telemetry) as server,
+            connected(server.address) as client,
+        ):
+            tool = session_pb2.ToolSpec(name="look")
+            opening = create(model="scripted/tool", tools=[tool], on_disconnect=continues)
+            async with converse(client, opening, say("x")) as stream:
+                opened = (await stream.event("session_opened")).session_opened.session
+                ready = (await stream.event("tool_call_ready")).tool_call_ready
+        await arrived(taken, telemetry, "turn", "execute_tool")
+        async with (
+            Server(settings, observer=telemetry) as server,
+            connected(server.address) as client,
+        ):
+            result = session_pb2.ToolResult(call_id=ready.call_id, json="1")
+            await client.send(
+                opened.session_id, frame_pb2.ClientFrame(frame_id="r", tool_result=result)
+            )
+            async with client.attach(opened.session_id) as stream:
+                await stream.event("turn_finished")
+            async with asyncio.timeout(10):
+                while len(taken.named("turn")) < 2:
+                    await telemetry.flush()
+                    await asyncio.sleep(0.02)
+    before, after = sorted(taken.named("turn"), key=lambda span: span.raw.start_time_unix_nano)
+    assert before.failed == "DRAINING"
+    assert after.failed is None
+    assert before.trace != after.trace
+    assert before.attributes["backchannel.turn.id"] == after.attributes["backchannel.turn.id"]
+    assert "backchannel.turn.recovered" not in before.attributes
+    assert after.attributes["backchannel.turn.recovered"] is True
+    assert after.attributes["backchannel.turn.ending"] == "stop"
 
 
 async def test_what_was_said_is_told_only_on_request() -> None:
