@@ -27,7 +27,7 @@ def top(
         typer.Argument(
             help=f"Where the servers' metrics are: host, host:port or a URL. Default: {_DEFAULT}.",
             show_default=False,
-            metavar="[ADDRESS]...",
+            metavar="ADDRESS",
             envvar="BACKCHANNEL_METRICS",
         ),
     ] = None,
