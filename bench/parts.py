@@ -52,7 +52,7 @@ class Options:
     turns: int = 2
     turn_tokens: int = 100
     heap: int = 1000
-    samples: int = 150
+    samples: int = 120
     seconds: float = 6.0
     streams: int = 40
     tokens: int = 200
@@ -344,7 +344,7 @@ async def tokens_part(options: Options, progress: Progress) -> Outcome:
 async def telemetry_part(options: Options, progress: Progress) -> Outcome:
     """What watching costs."""
     load = Load(options.streams, options.rate, options.tokens)
-    rounds = options.rounds if options.hurry else options.rounds + 2
+    rounds = options.rounds if options.hurry else options.rounds + 1
     cores = Cores.of_this_machine()
     found = await telemetry.costs(load, rounds, cores, progress)
     rows = telemetry.rows(found)

@@ -171,10 +171,8 @@ func main() {
 		}
 		done()
 	}
-	for _, talk := range talks {
-		if err := talk.end(ctx); err != nil {
-			log.Fatalf("end: %v", err)
-		}
+	if err := each(s.sessions, func(number int) error { return talks[number].end(ctx) }); err != nil {
+		log.Fatalf("end: %v", err)
 	}
 	if err := json.NewEncoder(os.Stdout).Encode(m.report(s, stopped)); err != nil {
 		log.Fatal(err)

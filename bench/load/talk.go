@@ -51,25 +51,33 @@ func openDoor(s settings) (door, error) {
 	return nil, fmt.Errorf("no door is called %q", s.door)
 }
 
-// Sessions that are opened at the same time.
-const opening = 16
+// Sessions that are opened, or deleted, at the same time.
+const sideBySide = 16
 
-func openAll(ctx context.Context, door door, s settings) ([]conversation, error) {
-	talks := make([]conversation, s.sessions)
-	failures := make([]error, s.sessions)
-	var openers sync.WaitGroup
-	room := make(chan struct{}, opening)
-	for number := range talks {
-		openers.Add(1)
+// each does something for every session, some at the same time.
+func each(sessions int, do func(number int) error) error {
+	failures := make([]error, sessions)
+	var workers sync.WaitGroup
+	room := make(chan struct{}, sideBySide)
+	for number := range sessions {
+		workers.Add(1)
 		room <- struct{}{}
 		go func() {
-			defer openers.Done()
-			talks[number], failures[number] = door.open(ctx, number)
+			defer workers.Done()
+			failures[number] = do(number)
 			<-room
 		}()
 	}
-	openers.Wait()
-	return talks, errors.Join(failures...)
+	workers.Wait()
+	return errors.Join(failures...)
+}
+
+func openAll(ctx context.Context, door door, s settings) ([]conversation, error) {
+	talks := make([]conversation, s.sessions)
+	return talks, each(s.sessions, func(number int) (err error) {
+		talks[number], err = door.open(ctx, number)
+		return err
+	})
 }
 
 func dial(s settings) ([]*grpc.ClientConn, error) {
