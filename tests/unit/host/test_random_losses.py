@@ -12,6 +12,7 @@ import contextlib
 import random
 from collections.abc import Sequence
 
+import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
@@ -25,6 +26,9 @@ from tests.scale import scale
 from tests.support.clock import ManualClock, settle
 from tests.support.hosting import Stream, attach, config, kind, log_down
 from tests.unit.session.promises import Reading
+
+# Random, and so as long as the machine lets it be.
+pytestmark = pytest.mark.timeout(scale(300, 3600))
 
 NAME = "a-session-id-of-some-length"
 STEPS = (

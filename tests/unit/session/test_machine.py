@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -53,6 +54,9 @@ from tests.unit.session.promises import (
     check_view,
     told_by,
 )
+
+# Random, and so as long as the machine lets it be.
+pytestmark = pytest.mark.timeout(scale(300, 3600))
 
 GRACE_S = 5
 TURN_S = 20

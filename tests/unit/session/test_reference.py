@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
@@ -32,6 +33,9 @@ from tests.unit.session.driver import (
 )
 from tests.unit.session.promises import check_folds, result_told
 from tests.unit.session.reference import Config, Durable, Frame, Reference, Tool
+
+# Random, and so as long as the machine lets it be.
+pytestmark = pytest.mark.timeout(scale(300, 3600))
 
 TOOLS = {
     "look": Tool(idle=3 * SECOND, timeout=8 * SECOND),
