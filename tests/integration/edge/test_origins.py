@@ -90,7 +90,13 @@ async def test_a_name_that_points_here_is_not_ours(edge: Site) -> None:
         for response in (await page.get("/v1/sessions"), await page.post("/v1/sessions", json={})):
             assert response.status_code == 421
             assert response.headers["content-type"] == "application/json"
-            assert "edge_hosts" in response.json()["message"]
+            assert response.json() == {
+                "code": 3,
+                "message": "this name is not served here; allow it at the edge (edge_hosts)",
+            }
+        headers = {"content-type": "application/grpc-web+proto"}
+        response = await page.post("/backchannel.v1.ProbeService/Probe", headers=headers)
+        assert response.headers["grpc-message"].startswith("this name is not served here")
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "localhost:9000", "[::1]:8080"])
