@@ -52,7 +52,7 @@ class Refusal:
 
     Attributes:
         request: Method and path.
-        status: Of HTTP; 0 for gRPC.
+        status: Of HTTP; 0 for gRPC, also within gRPC-Web.
         said: What the answer said, if it was one of the server's own errors.
         location: Where it sends, if it sends elsewhere.
     """
@@ -239,7 +239,7 @@ def _of_stream(stream: Stream, *, tls: bool) -> list[Finding]:
 
 def _of_refusal(stream: Stream, refusal: Refusal) -> Finding:
     by = f" by {stream.server}" if stream.server else ""
-    what = f"{refusal.status}{by}" if refusal.status else "no such method"
+    what = f"{refusal.status}{by}" if refusal.status else "that it has no such method"
     if refusal.said:
         text = f"{refusal.request} was refused: {refusal.said}"
         return Finding("refused", stream.door, text, "the server said so itself; see its log")
@@ -263,7 +263,8 @@ def _of_refusal(stream: Stream, refusal: Refusal) -> Finding:
         " and method: `/v1/` and `/backchannel.v1.`, GET, POST and DELETE (nginx: `location / {"
         " proxy_pass …; }` without `limit_except`)"
         if refusal.status
-        else "give the address of `backchannel serve`, not of another gRPC server"
+        else "give the address that `backchannel serve` prints, with no path behind it; not that of"
+        " another gRPC server"
     )
     return Finding("missing_path", stream.door, text, fix)
 

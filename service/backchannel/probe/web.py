@@ -12,6 +12,7 @@ import urllib.parse
 from collections.abc import AsyncIterator, Callable
 from typing import Any, Final
 
+import grpc
 import httpx
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -27,6 +28,8 @@ SSE: Final = "SSE"
 
 _PROBE: Final = "/backchannel.v1.ProbeService/Probe"
 _SESSIONS: Final = "/v1/sessions"
+# gRPC's: what answers has no such method, at least not under this path.
+_UNIMPLEMENTED: Final = str(grpc.StatusCode.UNIMPLEMENTED.value[0])
 # To meet a large first piece at least once, when every other one is.
 _TRIES: Final = 12
 
@@ -34,10 +37,13 @@ _TRIES: Final = 12
 class _RefusedError(Exception):
     """The answer is not the one of Backchannel."""
 
-    def __init__(self, response: httpx.Response, said: str = "") -> None:
+    def __init__(
+        self, response: httpx.Response, said: str = "", *, status: int | None = None
+    ) -> None:
         request = f"{response.request.method} {_public(response.request.url.path)}"
         location = _public(response.headers.get("location", ""))[:200]
-        self.refusal = Refusal(request, response.status_code, said, location)
+        status = response.status_code if status is None else status
+        self.refusal = Refusal(request, status, said, location)
         self.response = response
 
 
@@ -139,6 +145,8 @@ async def _probe(
         if not _is(response, "application/grpc-web"):
             raise _RefusedError(response)
         status = response.headers.get("grpc-status", "0")
+        if status == _UNIMPLEMENTED:
+            raise _RefusedError(response, status=0)
         if status != "0":
             raise _RefusedError(response, response.headers.get("grpc-message") or f"code {status}")
         yield response

@@ -21,6 +21,18 @@ async def test_all_is_well_at_envoy(edge: Site) -> None:
     assert not edge.server.host._live
 
 
+async def test_a_path_that_is_too_long(edge: Site) -> None:
+    said = await probe(f"{edge.url}/chat", *SMALL, "--idle", "0", "--json")
+    assert said.code == 1
+    found = {finding["door"]: finding for finding in said.json["findings"]}
+    assert {door: finding["kind"] for door, finding in found.items()} == {
+        "gRPC-Web": "missing_path",
+        "SSE": "missing_path",
+    }
+    for finding in found.values():
+        assert "`backchannel serve` prints" in finding["fix"]
+
+
 async def test_all_is_well_at_grpc(edge: Site) -> None:
     said = await probe(str(edge.server.address), *SMALL, "--idle", "1")
     assert said.code == 0, said.out + said.err
