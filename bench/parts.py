@@ -287,7 +287,7 @@ async def profile_part(options: Options, progress: Progress) -> Outcome:
         "profile",
         ("whose work", "share", "what it is, why it is there, how it could go"),
         rows,
-        f"gRPC, SQLite log, {demand.sessions} sessions at {demand.rate:g} tok/s; "
+        f"over gRPC, SQLite log, {demand.sessions} sessions at {demand.rate:g} tok/s; "
         f"{found.samples.total()} samples",
         ("profile",),
     )
@@ -349,7 +349,7 @@ async def telemetry_part(options: Options, progress: Progress) -> Outcome:
     found = await telemetry.costs(load, rounds, cores, progress)
     rows = telemetry.rows(found)
     how = (
-        f"gRPC, memory log, {load.streams} streams of {load.tokens} tokens at {load.rate:g} tok/s, "
+        f"over gRPC, memory log, {load.streams} streams of {load.tokens} tokens at {load.rate:g} tok/s, "
         f"{rounds} interleaved rounds; {cores.words}"
     )
     columns = ("watched", "CPU µs a token", "ratio to off", "range")
