@@ -349,8 +349,8 @@ async def telemetry_part(options: Options, progress: Progress) -> Outcome:
     found = await telemetry.costs(load, rounds, cores, progress)
     rows = telemetry.rows(found)
     how = (
-        f"over gRPC, memory log, {load.streams} streams of {load.tokens} tokens at {load.rate:g} tok/s, "
-        f"{rounds} interleaved rounds; {cores.words}"
+        f"over gRPC, memory log, {load.streams} streams of {load.tokens} tokens at "
+        f"{load.rate:g} tok/s, {rounds} interleaved rounds; {cores.words}"
     )
     columns = ("watched", "CPU µs a token", "ratio to off", "range")
     section = Section("What metrics and traces cost", "telemetry", columns, rows, how)
