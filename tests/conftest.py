@@ -123,6 +123,25 @@ def pytest_make_collect_report(
     return report
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Generator[None, object, object]:
+    """Escape half surrogate pairs, which some tests are about and no pipe carries."""
+    data = yield
+    return writable(data)
+
+
+def writable(data: object) -> object:
+    """The same with every string such that UTF-8 can hold it."""
+    match data:
+        case str():
+            return data.encode(errors="backslashreplace").decode()
+        case dict():
+            return {key: writable(value) for key, value in data.items()}
+        case list() | tuple():
+            return type(data)(map(writable, data))
+    return data
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Tell the process that prints what this one has left out, where several share the work."""
     output = getattr(session.config, "workeroutput", None)
