@@ -83,6 +83,15 @@ async def run(edge: Site, folder: Path, title: str, scheme: str, doors: tuple[st
     assert [task.result().line for task in tasks] == [row.line for row in rows]
 
 
+@pytest.mark.parametrize("title", ["nginx", "HAProxy", "gRPC itself"])
+def test_each_says_who_asks(title: str) -> None:
+    # Else whoever asks a proxy on the server's machine is taken for a caller there, and may list.
+    configurations, _ = section(title)
+    for name, text in configurations.items():
+        said = {"nginx": "X-Forwarded-For $proxy_add_x_forwarded_for;", "haproxy": "forwardfor"}
+        assert said.get(name, "") in text  # Caddy says it by itself.
+
+
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     "title",
