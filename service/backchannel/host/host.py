@@ -252,7 +252,16 @@ class Host:
             raise BackchannelError(
                 Reason.FIELD_INVALID, "name another session", field="fork.session_id"
             )
-        parent = await self.get(fork.session_id)
+        try:
+            parent = await self.get(fork.session_id)
+        except BackchannelError as error:
+            if error.reason is Reason.SESSION_NOT_FOUND:
+                raise BackchannelError(
+                    Reason.SESSION_NOT_FOUND,
+                    "there is no such session to fork; check the id",
+                    field="fork.session_id",
+                ) from error
+            raise
         await parent.ledger.commit()
         core = await load(
             self._log,

@@ -129,6 +129,7 @@ async def test_a_place_that_there_is_not(
                 session_pb2.SessionConfig(), fork=pb.Fork(session_id=named, at_seq=at_seq)
             )
         assert refused.value.reason is reason
+        assert refused.value.field.startswith("fork."), "not the session to be made"
         stream.close()
 
 
