@@ -214,7 +214,7 @@ def loading(data: bytes) -> Generator[None, None, SessionState]:
         if record["version"] not in READABLE:
             raise BackchannelError(
                 Reason.LOG_CORRUPT,
-                f"a checkpoint of this session has version {record['version']}, "
+                f"a checkpoint of this session has version {ascii(record['version'])[:32]}, "
                 f"this program reads up to {VERSION}; use the program that wrote it",
             )
         if record["version"] < 4:

@@ -37,7 +37,7 @@ async def serving(server_command: ServerProcess) -> AsyncIterator[tuple[ServerPr
     async with asyncio.timeout(PATIENCE_S):
         while "Open " not in server_command.output:  # noqa: ASYNC110 - another process's doing
             await asyncio.sleep(0.01)
-    (url,) = re.findall(r"http://\S+", server_command.output)
+    (url,) = re.findall(r"Open (http://\S+)", server_command.output)
     yield server_command, url.rstrip("/")
     assert await server_command.stop() == 0
 
