@@ -392,6 +392,22 @@ async def test_list_sessions_for_somebody_behind_a_proxy(
         assert refused.ending.reason == "LIST_NOT_PERMITTED"
 
 
+@pytest.mark.parametrize(
+    "exposed",
+    [{"edge_hosts": ("chat.example",)}, {"edge_listen": "0.0.0.0:8080", "anonymous": True}],
+)
+async def test_nobody_lists_through_an_edge_that_others_may_reach(exposed: dict[str, Any]) -> None:
+    """A proxy before it is on this machine, and need not say for whom it speaks."""
+    listing = pb.ListSessionsRequest().SerializeToString()
+    async with Server(config(**exposed)) as server, connected(server.address) as client:
+        method = unary(client.channel, "/backchannel.v1.ConversationService/ListSessions")
+        with Refused() as refused:
+            await method(listing, metadata=(("x-forwarded-for", "127.0.0.1"),), timeout=PATIENCE_S)
+        assert refused.ending is not None
+        assert refused.ending.reason == "LIST_NOT_PERMITTED"
+        await method(listing, timeout=PATIENCE_S)  # Whoever is here asks by gRPC.
+
+
 async def test_models_the_default_first(client: Client, server: Server) -> None:
     raw = await client.raw(
         "/backchannel.v1.ModelService/ListModels", model_service_pb2.ListModelsRequest()

@@ -19,7 +19,7 @@ from backchannel.host.host import Host
 from backchannel.host.live import LiveSession
 from backchannel.host.reader import Reader
 from backchannel.rpc import wire
-from backchannel.rpc.peers import is_local
+from backchannel.rpc.peers import is_forwarded, is_local
 from backchannel.v1 import conversation_service_pb2 as pb
 from backchannel.v1 import frame_pb2
 
@@ -38,10 +38,15 @@ class Conversations:
     Args:
         host: Where the sessions run.
         open_timeout_s: How long a `Converse` may stay without its first frame.
+        list_for_browsers: Whether who comes through the edge from this machine may list sessions.
+            Not where another proxy may stand before it: that one is on this machine, too.
     """
 
-    def __init__(self, host: Host, *, open_timeout_s: float) -> None:
+    def __init__(
+        self, host: Host, *, open_timeout_s: float, list_for_browsers: bool = True
+    ) -> None:
         self._host = host
+        self._list_for_browsers = list_for_browsers
         self._open_timeout_s = open_timeout_s
 
     def handlers(self) -> grpc.GenericRpcHandler:
@@ -211,7 +216,7 @@ class Conversations:
             BackchannelError: `LIST_NOT_PERMITTED`, `FIELD_OUT_OF_RANGE`, `FIELD_INVALID`,
                 `FIELD_TOO_LONG`.
         """
-        if not is_local(context):
+        if not is_local(context) or (is_forwarded(context) and not self._list_for_browsers):
             raise BackchannelError(
                 Reason.LIST_NOT_PERMITTED,
                 "session ids are secrets here, so only callers on the server's own machine may"

@@ -11,13 +11,22 @@ import grpc
 
 def is_local(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
     """Whether the caller, and everyone whom a proxy says it speaks for, is on this machine."""
-    forwarded = [
+    return is_local_peer(context.peer()) and all(map(is_loopback, _forwarded(context)))
+
+
+def is_forwarded(context: grpc.aio.ServicerContext[Any, Any]) -> bool:
+    """Whether a proxy speaks for the caller."""
+    return bool(_forwarded(context))
+
+
+def _forwarded(context: grpc.aio.ServicerContext[Any, Any]) -> list[str]:
+    """Whom proxies say they speak for."""
+    return [
         address
         for key, value in context.invocation_metadata() or ()
         if key == "x-forwarded-for"
         for address in str(value).split(",")
     ]
-    return is_local_peer(context.peer()) and all(map(is_loopback, forwarded))
 
 
 def is_local_peer(peer: str) -> bool:

@@ -186,7 +186,12 @@ class Server:
 
     def _register(self) -> None:
         server = self._grpc
-        conversations = Conversations(self.host, open_timeout_s=self.config.open_timeout_s)
+        config = self.config
+        conversations = Conversations(
+            self.host,
+            open_timeout_s=config.open_timeout_s,
+            list_for_browsers=not config.edge_hosts and config.edge_address.is_local,
+        )
         server.add_generic_rpc_handlers((conversations.handlers(),))
         model_service_pb2_grpc.add_ModelServiceServicer_to_server(Models(self.engines), server)
         probe_service_pb2_grpc.add_ProbeServiceServicer_to_server(Probe(), server)

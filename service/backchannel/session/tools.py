@@ -100,7 +100,7 @@ class Tools:
                 "an error ends the call; leave partial out",
                 field="tool_result.partial",
             )
-        self._check_parts(call, result)
+        self._check_parts(call, result, last=False)
         held = self._owner.progress.get(call.call_id)
         idle_deadline_ns = self._moved_ns(call)
         if held is not None:
@@ -116,8 +116,11 @@ class Tools:
             part.content.CopyFrom(result.content)
         return self._draft.emit("tool_call_output", part, caused=True)
 
-    def _check_parts(self, call: Call, result: session_pb2.ToolResult) -> None:
-        if len(call.parts) >= MAX_PARTS or call.parts_bytes + result.ByteSize() > MIB:
+    def _check_parts(
+        self, call: Call, result: session_pb2.ToolResult, *, last: bool = True
+    ) -> None:
+        most = MAX_PARTS - (not last)  # There is always room for the last one.
+        if len(call.parts) >= most or call.parts_bytes + result.ByteSize() > MIB:
             raise BackchannelError(
                 Reason.FIELD_TOO_LONG,
                 f"a result has at most {MAX_PARTS} parts and 1 MiB in all; end it with an error",

@@ -56,7 +56,10 @@ class Fork(_message.Message):
     AT_SEQ_FIELD_NUMBER: _builtins.int
     session_id: _builtins.str
     at_seq: _builtins.int
-    """The new session knows what had happened up to and including this seq."""
+    """The new session knows the turns that had started by this seq, with what they had said by then; a
+    message that still waited is not part of it. Calls that were open are told as lost: their
+    results go to the other session. At least 1.
+    """
     def __init__(
         self,
         *,

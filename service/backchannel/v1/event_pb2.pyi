@@ -536,7 +536,7 @@ class ToolCallCancelled(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     call_id: _builtins.str
     reason: _builtins.str
-    """`INTERRUPTED`, `DEADLINE`, `DISCONNECTED`, `ERROR`, `CLOSED`."""
+    """`INTERRUPTED`, `DEADLINE`, `DISCONNECTED`, `ERROR`, `TOOL_CALLS`, `CLOSED`."""
     def __init__(
         self,
         *,

@@ -417,9 +417,10 @@ class Receipt(_message.Message):
     turn_id: _builtins.str
     """The turn that the frame started, stopped or fed. Empty for a message whose turn comes later."""
     delivery: _session_pb2.Delivery.ValueType
-    """For a message: how it met the session. DELIVERY_STEER or DELIVERY_INTERRUPT: there was a turn to
-    redirect, and it will be, or was. DELIVERY_QUEUE: it is an ordinary message; a steer that comes
-    after its turn has ended is one too.
+    """For a message: how it met the session. DELIVERY_INTERRUPT: a turn was stopped for it.
+    DELIVERY_STEER: a turn ran and is to end at its next boundary; if it ends by itself before, its
+    TurnFinished says so, and the message is an ordinary one. DELIVERY_QUEUE: an ordinary message
+    from the beginning; so is a steer that comes after its turn has ended.
     """
     @_builtins.property
     def error(self) -> _status_pb2.Status:

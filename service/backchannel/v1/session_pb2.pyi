@@ -178,7 +178,9 @@ class _SchedulingEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Scheduling
     SCHEDULING_WHEN_IDLE: _Scheduling.ValueType  # 1
     """With the next turn, which starts by itself if none runs."""
     SCHEDULING_INTERRUPT: _Scheduling.ValueType  # 2
-    """At once: the running turn is stopped, keeping all it has said, and the next one is told."""
+    """At once: the running turn is stopped, keeping all it has said, and the next one is told. While
+    the turn still waits for other calls of the same round, it simply hears of this one with them.
+    """
     SCHEDULING_SILENT: _Scheduling.ValueType  # 3
     """With the next turn that something else starts."""
 
@@ -192,7 +194,9 @@ SCHEDULING_UNSPECIFIED: Scheduling.ValueType  # 0
 SCHEDULING_WHEN_IDLE: Scheduling.ValueType  # 1
 """With the next turn, which starts by itself if none runs."""
 SCHEDULING_INTERRUPT: Scheduling.ValueType  # 2
-"""At once: the running turn is stopped, keeping all it has said, and the next one is told."""
+"""At once: the running turn is stopped, keeping all it has said, and the next one is told. While
+the turn still waits for other calls of the same round, it simply hears of this one with them.
+"""
 SCHEDULING_SILENT: Scheduling.ValueType  # 3
 """With the next turn that something else starts."""
 Global___Scheduling: _TypeAlias = Scheduling  # noqa: Y015
@@ -262,7 +266,9 @@ class _DeliveryEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Delivery.Val
     DELIVERY_QUEUE: _Delivery.ValueType  # 1
     """After the running turn and the messages already waiting."""
     DELIVERY_INTERRUPT: _Delivery.ValueType  # 2
-    """Stop the running turn now, keep what was displayed, answer this next."""
+    """Stop the running turn now, keep what was displayed, answer this next; of several that interrupt
+    or steer the first to come is the first to be answered.
+    """
     DELIVERY_STEER: _Delivery.ValueType  # 3
     """At the next safe boundary: the end of a sentence or of the running tool round."""
 
@@ -274,7 +280,9 @@ DELIVERY_UNSPECIFIED: Delivery.ValueType  # 0
 DELIVERY_QUEUE: Delivery.ValueType  # 1
 """After the running turn and the messages already waiting."""
 DELIVERY_INTERRUPT: Delivery.ValueType  # 2
-"""Stop the running turn now, keep what was displayed, answer this next."""
+"""Stop the running turn now, keep what was displayed, answer this next; of several that interrupt
+or steer the first to come is the first to be answered.
+"""
 DELIVERY_STEER: Delivery.ValueType  # 3
 """At the next safe boundary: the end of a sentence or of the running tool round."""
 Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
@@ -978,7 +986,7 @@ class ToolResult(_message.Message):
     partial: _builtins.bool
     """More parts of this result will follow; each moves the idle deadline. Readers get each part at
     once (ToolCallOutput), the model gets them together with the last: several `content` laid end to
-    end, else a JSON list. At most 1,024 parts and 1 MiB in all.
+    end, else a JSON list. At most 1,024 parts and 1 MiB in all, the last one included.
     """
     scheduling: Global___Scheduling.ValueType
     """For calls that the turn does not wait for."""

@@ -357,6 +357,7 @@ def test_parts_are_bounded() -> None:
     many.say()
     call_id = many.call()
     many.finish("tool_calls")
-    for _ in range(MAX_PARTS):
+    for _ in range(MAX_PARTS - 1):
         many.result(call_id, partial=True, json="1")
     assert refusal(many.result(call_id, partial=True, json="1")) == "FIELD_TOO_LONG"
+    assert many.result(call_id, json="1").status == ACCEPTED

@@ -55,7 +55,9 @@ export type Fork = Message<"backchannel.v1.Fork"> & {
   sessionId: string;
 
   /**
-   * The new session knows what had happened up to and including this seq.
+   * The new session knows the turns that had started by this seq, with what they had said by then; a
+   * message that still waited is not part of it. Calls that were open are told as lost: their
+   * results go to the other session. At least 1.
    *
    * @generated from field: uint64 at_seq = 2;
    */

@@ -554,7 +554,7 @@ export type ToolCallCancelled = Message<"backchannel.v1.ToolCallCancelled"> & {
   callId: string;
 
   /**
-   * `INTERRUPTED`, `DEADLINE`, `DISCONNECTED`, `ERROR`, `CLOSED`.
+   * `INTERRUPTED`, `DEADLINE`, `DISCONNECTED`, `ERROR`, `TOOL_CALLS`, `CLOSED`.
    *
    * @generated from field: string reason = 2;
    */

@@ -770,7 +770,7 @@ export type ToolResult = Message$1<"backchannel.v1.ToolResult"> & {
   /**
    * More parts of this result will follow; each moves the idle deadline. Readers get each part at
    * once (ToolCallOutput), the model gets them together with the last: several `content` laid end to
-   * end, else a JSON list. At most 1,024 parts and 1 MiB in all.
+   * end, else a JSON list. At most 1,024 parts and 1 MiB in all, the last one included.
    *
    * @generated from field: bool partial = 5;
    */
@@ -1438,7 +1438,8 @@ export enum Scheduling {
   WHEN_IDLE = 1,
 
   /**
-   * At once: the running turn is stopped, keeping all it has said, and the next one is told.
+   * At once: the running turn is stopped, keeping all it has said, and the next one is told. While
+   * the turn still waits for other calls of the same round, it simply hears of this one with them.
    *
    * @generated from enum value: SCHEDULING_INTERRUPT = 2;
    */
@@ -1567,7 +1568,8 @@ export enum Delivery {
   QUEUE = 1,
 
   /**
-   * Stop the running turn now, keep what was displayed, answer this next.
+   * Stop the running turn now, keep what was displayed, answer this next; of several that interrupt
+   * or steer the first to come is the first to be answered.
    *
    * @generated from enum value: DELIVERY_INTERRUPT = 2;
    */
