@@ -47,8 +47,15 @@ describe("whoever uses it", () => {
     await until("it is closed", async () => (await page.getByRole("complementary").count()) === 0);
     await until("the focus is back", async () => (await focused()) === "Raw events");
     expect(await page.locator('.app[data-speaking="true"]').count()).toBe(1);
+    // From the box it stops the answer, also while a panel is open.
+    await page.keyboard.press("Enter");
+    await page.getByRole("complementary", { name: "Raw events" }).waitFor();
+    await page.locator("#say").focus();
     await page.keyboard.press("Escape");
     await idle(page);
+    expect(await page.getByRole("complementary").count()).toBe(1);
+    await page.keyboard.press("Escape");
+    await until("it is closed, too", async () => (await page.getByRole("complementary").count()) === 0);
     expect((await turnsOf(page))[0]?.finishReason).toBe(FinishReason.INTERRUPTED);
     // Every control can be reached, and is seen to be where one is.
     const seen = new Set<string>();

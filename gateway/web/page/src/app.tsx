@@ -46,7 +46,9 @@ export function App(): VNode {
       if (event.key !== "Escape" || event.isComposing || event.defaultPrevented) {
         return;
       }
-      if (panel !== "none") {
+      // Beside a panel, too, the box says that it stops the answer.
+      const inBox = document.activeElement?.id === "say";
+      if (panel !== "none" && !(inBox && chat.speaking)) {
         setPanel("none");
       } else if (chat.speaking) {
         event.preventDefault();
