@@ -66,6 +66,12 @@ async def only_session(client: Client) -> Snapshot:
     return await client.snapshot(session.session_id)
 
 
+async def over(client: Client, turns: int) -> bool:
+    """Whether so many turns have ended, and no other has begun."""
+    ended = [bool(turn.finish_reason) for turn in (await only_session(client)).turns]
+    return ended == [True] * turns
+
+
 # --- in a pipe --------------------------------------------------------------------------------
 
 
@@ -301,9 +307,7 @@ async def test_steering_lets_the_sentence_end(sdk: Client) -> None:
         terminal.type("/steer shorter, please\r")
         await terminal.expect("went on differently")
         async with asyncio.timeout(PATIENCE_S):
-            while [bool(one.finish_reason) for one in (await only_session(sdk)).turns] != [
-                True
-            ] * 2:
+            while not await over(sdk, 2):  # noqa: ASYNC110 - another process's doing
                 await asyncio.sleep(0.05)
         await terminal.expect("> ")
         terminal.type("\x04")
