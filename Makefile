@@ -12,8 +12,8 @@ PY := .venv/bin/python
 PIP := $(PY) -m pip --quiet
 # Passed to what a target runs: make run ARGS='--engine scripted', make test ARGS='-k resume'.
 ARGS ?=
-# Much of a test is waiting: a process more than there are cores, but no more than four.
-PROCESSES ?= $(shell python3 -c 'import os; print(min(4, (os.cpu_count() or 2) + 1))')
+# Side by side, but not so many that they wait for the machine.
+PROCESSES ?= $(shell python3 -c 'import os; print(min(4, max(2, os.cpu_count() or 2)))')
 
 # Folders that come with later work are checked as soon as they are there.
 CODE := $(wildcard service gateway/backchannel_gateway tests bench scripts)
