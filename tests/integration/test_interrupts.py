@@ -24,8 +24,6 @@ from tests.support.server import config, connected
 from tests.support.smg_peer import SmgPeer
 from tests.unit.engines.test_llama import decodes
 
-# Beside other tests the machine takes its time to tell; alone it does not.
-MEDIAN = scale(6, 1)
 COUNT = scale(50, 1000)
 RATE = 50
 
@@ -297,7 +295,7 @@ async def test_llama(
     assert len(tokens) >= COUNT / 4
     # A busy machine lets the model's thread run on before the callback's; the page has the p99 of a
     # quiet one.
-    assert percentiles(tokens)[0] <= MEDIAN
+    assert percentiles(tokens)[0] <= 1
 
 
 @pytest.mark.timeout(120 + 10 * COUNT)
@@ -325,4 +323,4 @@ async def test_smg(seed: int, record_property: Callable[[str, object], None]) ->
     ):
         samples = await strike(subject, client, COUNT, seed)
     wasted = told(samples, seed, record_property)
-    assert percentiles(wasted)[0] <= MEDIAN
+    assert percentiles(wasted)[0] <= 1
