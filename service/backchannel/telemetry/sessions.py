@@ -138,9 +138,9 @@ class SessionTrace:
             turn.span.set_attribute(names.RECOVERED, True)
             self._running = turn
         elif kind == "tool_call_ready":
-            self._tool_ready(event.tool_call_ready)
+            self._tool_ready(event.tool_call_ready, event.time.ToNanoseconds())
         elif kind == "tool_call_finished":
-            self._tool_finished(event.tool_call_finished)
+            self._tool_finished(event.tool_call_finished, event.time.ToNanoseconds())
         return None
 
     def trace(self, turn_id: str) -> dict[str, str]:
@@ -296,12 +296,15 @@ class SessionTrace:
 
     # --- tools -------------------------------------------------------------------------------
 
-    def _tool_ready(self, ready: event_pb2.ToolCallReady) -> None:
+    # By the events' own times: the deadlines that they tell are counted by these.
+
+    def _tool_ready(self, ready: event_pb2.ToolCallReady, time_ns: int) -> None:
         if self._running is None or len(self._tools) >= _MAX_TOOLS:
             return
         span = self.telemetry.tracer.start_span(
             f"{names.EXECUTE_TOOL} {ready.name}",
             context=self._running.context,
+            start_time=time_ns,
             attributes={
                 names.OPERATION_NAME: names.EXECUTE_TOOL,
                 names.TOOL_NAME: ready.name,
@@ -316,7 +319,7 @@ class SessionTrace:
         self._tools[ready.call_id] = call
         self.telemetry.open_calls[(self._session_id, ready.call_id)] = call.since_ns
 
-    def _tool_finished(self, finished: event_pb2.ToolCallFinished) -> None:
+    def _tool_finished(self, finished: event_pb2.ToolCallFinished, time_ns: int) -> None:
         outcome = _lower(session_pb2.ToolCallOutcome.Name(finished.outcome), "TOOL_CALL_OUTCOME_")
         if finished.late:
             self._figures.number(table.TOOL_CALLS).add(1, "late")
@@ -335,7 +338,7 @@ class SessionTrace:
         if outcome != "completed":
             call.span.set_attribute(names.ERROR_TYPE, outcome)
             call.span.set_status(Status(StatusCode.ERROR, outcome))
-        call.span.end()
+        call.span.end(time_ns)
 
     # --- engines and readers -----------------------------------------------------------------
 

@@ -175,7 +175,7 @@ async def test_a_tool_that_timed_out_says_so_and_its_turn_goes_on() -> None:
     assert waited.attributes["backchannel.tool.outcome"] == "timed_out"
     assert waited.attributes["gen_ai.tool.name"] == "look"
     took_ns = waited.raw.end_time_unix_nano - waited.raw.start_time_unix_nano
-    assert took_ns >= 40_000_000  # Two clocks, read a moment apart.
+    assert took_ns >= 50_000_000
     assert "weather" not in str([span.raw for span in taken.spans])
 
 
