@@ -10,7 +10,8 @@ import pytest
 
 from backchannel.engines.llama.config import HOUSE_FILE, HOUSE_MODEL, LlamaConfig, LlamaModel
 from backchannel.engines.llama.request import request
-from backchannel.engines.llama.stream import LlamaStream, merged, refusal
+from backchannel.engines.llama.stream import LlamaStream, refusal
+from backchannel.engines.merging import merged
 from backchannel.engines.protocol import (
     REASONING,
     Chunk,

@@ -26,7 +26,8 @@ from backchannel.engines.llama.config import LlamaConfig, LlamaModel
 from backchannel.engines.llama.grammar import check_grammar
 from backchannel.engines.llama.request import request
 from backchannel.engines.llama.schema import check_schema
-from backchannel.engines.llama.stream import LlamaStream, merged, refusal, tokens_so_far
+from backchannel.engines.llama.stream import LlamaStream, refusal, tokens_so_far
+from backchannel.engines.merging import merged
 from backchannel.engines.protocol import (
     Capability,
     Chunk,

@@ -17,7 +17,7 @@ from typing import Final, cast
 
 import stamina
 
-from backchannel.engines.llama.stream import merged
+from backchannel.engines.merging import merged
 from backchannel.engines.openai.config import OpenAIConfig
 from backchannel.engines.openai.errors import UpstreamError, UpstreamResponse
 from backchannel.engines.openai.request import request

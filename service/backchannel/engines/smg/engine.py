@@ -25,7 +25,7 @@ from backchannel.engines.checks import (
     find_card,
     option_field,
 )
-from backchannel.engines.llama.stream import merged
+from backchannel.engines.merging import merged
 from backchannel.engines.protocol import (
     Capability,
     Chunk,
