@@ -163,11 +163,12 @@ async def test_the_log_has_requests_and_no_secret(edge: Site, log: Lines) -> Non
         await browser.get(f"/v1/sessions/{secret}?", headers={"x-envoy-original-path": secret})
         await browser.get(f"/v1/nothing/{secret}"[:12])
         await browser.put(f"/v1/sessions/{secret}")
+        await browser.head(f"/v1/sessions/{secret}")
 
     def requests() -> Lines:
         return [line for line in log if line["event"] == "request"]
 
-    await until(lambda: len(requests()) == 5)
+    await until(lambda: len(requests()) == 6)
     asked = [(line["method"], line["path"], line["status"]) for line in requests()]
     assert asked == [
         ("POST", "/v1/sessions", 200),
@@ -175,6 +176,7 @@ async def test_the_log_has_requests_and_no_secret(edge: Site, log: Lines) -> Non
         ("GET", "/v1/sessions/a-sessio...", 200),
         ("GET", "/v1/nothing/", 404),
         ("PUT", "/v1/sessions/a-sessio...", 404),
+        ("HEAD", "/v1/sessions/a-sessio...", 200),
     ]
     said = json.dumps(log)
     assert secret not in said
@@ -203,7 +205,7 @@ def with_edge(command: ServerProcess, *arguments: str) -> None:
 
 def url(command: ServerProcess) -> str:
     said = (command.folder / "stdout").read_text()
-    (found,) = re.findall(r"http\S+", said)
+    (found,) = re.findall(r"Open (http\S+)", said)
     return str(found)
 
 

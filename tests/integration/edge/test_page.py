@@ -7,6 +7,8 @@ import re
 import httpx
 import pytest
 
+from tests.support.edge import Site, create, readers
+
 
 async def test_the_page(either: httpx.AsyncClient) -> None:
     response = await either.get("/")
@@ -47,6 +49,31 @@ async def test_what_the_page_asks_for_is_there(either: httpx.AsyncClient) -> Non
         assert response.headers["cache-control"] == "public, max-age=31536000, immutable"
         assert response.headers.get("content-encoding") in ("gzip", None)
         assert response.content
+
+
+async def test_a_head_is_the_same_without_the_body(either: httpx.AsyncClient) -> None:
+    asset = re.findall(r'src="([^"]+)"', (await either.get("/")).text)[0]
+    for path in ("/", asset, "/v1/sessions", "/nothing", "/assets/nothing.js"):
+        whole = await either.get(path)
+        # On one connection: a body would be taken for the beginning of the next answer.
+        for _ in range(2):
+            response = await either.head(path)
+            assert response.status_code == whole.status_code
+            assert response.content == b""
+            ours = dict(response.headers) | {"date": ""}
+            assert ours == dict(whole.headers) | {"date": ""}
+
+
+async def test_a_head_of_a_page_that_is_still_the_same(either: httpx.AsyncClient) -> None:
+    etag = (await either.head("/")).headers["etag"]
+    assert (await either.head("/", headers={"if-none-match": etag})).status_code == 304
+
+
+async def test_a_stream_has_no_head(edge: Site, either: httpx.AsyncClient) -> None:
+    session_id = await create(either, model="scripted/echo")
+    response = await either.head(f"/v1/sessions/{session_id}/events")
+    assert response.status_code == 404
+    assert not readers(edge.server, session_id)
 
 
 @pytest.mark.parametrize(
