@@ -14,6 +14,7 @@ PIP := $(PY) -m pip --quiet
 ARGS ?=
 # Side by side, but not so many that they wait for the machine.
 PROCESSES ?= $(shell python3 -c 'import os; print(min(4, max(2, os.cpu_count() or 2)))')
+SIDE_BY_SIDE := --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 # Folders that come with later work are checked as soon as they are there.
 CODE := $(wildcard service gateway/backchannel_gateway tests bench scripts)
@@ -28,7 +29,7 @@ run: .venv/.runtime ## start the service in the foreground (ARGS='--help' shows 
 
 test: .venv/.dev ## run all tests, installing what they need where that is possible (ARGS='-k name')
 	@$(PY) scripts/tools.py
-	@$(PY) -m pytest --numprocesses $(PROCESSES) --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(PY) -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 lint: .venv/.dev ## check style, types, arrows between packages, the contract and the stubs
 	.venv/bin/ruff check $(CODE)
@@ -60,7 +61,7 @@ bench: .venv/.dev ## measure costs and latencies, about 8 minutes, into docs/per
 
 nightly: .venv/.dev ## run the tests with full counts and write docs/nightly.md
 	@$(PY) scripts/tools.py
-	@$(PY) scripts/nightly.py $(ARGS)
+	@$(PY) scripts/nightly.py $(SIDE_BY_SIDE) $(ARGS)
 
 dist: .venv/.dev ## build the wheel into dist/
 	$(PIP) wheel --no-deps --no-build-isolation --wheel-dir dist .

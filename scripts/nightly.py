@@ -2,6 +2,7 @@
 
     python scripts/nightly.py [what to pass to pytest]
 
+Takes about an hour on two cores with `--numprocesses 2 --dist loadfile`, as `make nightly` says it.
 A test's own figures (`record_property(name, value)`) are listed with its result.
 """
 
