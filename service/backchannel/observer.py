@@ -8,8 +8,8 @@ Whatever is called here returns at once and raises nothing: a watch is a guest o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from enum import StrEnum
 from types import MappingProxyType
@@ -22,6 +22,12 @@ OUTGOING: Final[ContextVar[Mapping[str, str]]] = ContextVar(
 )
 """Headers that go along to whoever is asked on behalf of the present work: W3C trace context
 (https://www.w3.org/TR/trace-context/). Set in the task of an engine run."""
+
+CHANNEL_INTERCEPTORS: Final[ContextVar[Sequence[Any]]] = ContextVar(
+    "channel_interceptors", default=()
+)
+"""For the gRPC channels of engines (`grpc.aio.ClientInterceptor`), which are made while it is set:
+they see to unary calls as `OUTGOING` sees to the rest."""
 
 
 class Outcome(StrEnum):
@@ -163,6 +169,19 @@ class Observer:
 
     def append_failed(self, reason: str) -> None:
         """The log refused one."""
+
+    def channel_interceptors(self) -> Sequence[Any]:
+        """What engines put around the unary calls of their gRPC channels."""
+        return ()
+
+    @contextmanager
+    def channels(self) -> Iterator[None]:
+        """Inside the block engines make their channels (`CHANNEL_INTERCEPTORS`)."""
+        token = CHANNEL_INTERCEPTORS.set(self.channel_interceptors())
+        try:
+            yield
+        finally:
+            CHANNEL_INTERCEPTORS.reset(token)
 
     def watching(self, host: Viewed) -> AbstractAsyncContextManager[object]:
         """Look at the host from time to time while this is open."""

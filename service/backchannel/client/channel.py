@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Sequence
 
 import grpc
 
@@ -10,7 +11,10 @@ from backchannel.client.config import ClientConfig
 
 
 def open_channel(
-    target: str, config: ClientConfig, credentials: grpc.ChannelCredentials | None
+    target: str,
+    config: ClientConfig,
+    credentials: grpc.ChannelCredentials | None,
+    interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
 ) -> grpc.aio.Channel:
     """A channel that notices a dead peer and comes back quickly.
 
@@ -18,6 +22,7 @@ def open_channel(
         target: `host:port`, or any other target that gRPC understands.
         config: Sizes and times.
         credentials: None: a plain connection.
+        interceptors: Around its calls.
     """
     # Both time-outs: with the first alone a frozen peer is found only after a minute.
     options: list[tuple[str, int]] = [
@@ -37,8 +42,8 @@ def open_channel(
         # A proxy for the way out of this machine has nothing to do with a server on it.
         options.append(("grpc.enable_http_proxy", 0))
     if credentials is None:
-        return grpc.aio.insecure_channel(target, options=options)
-    return grpc.aio.secure_channel(target, credentials, options=options)
+        return grpc.aio.insecure_channel(target, options=options, interceptors=interceptors)
+    return grpc.aio.secure_channel(target, credentials, options=options, interceptors=interceptors)
 
 
 def is_loopback(target: str) -> bool:

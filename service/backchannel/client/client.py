@@ -23,6 +23,7 @@ from backchannel.client.schedule import Backoff, LoopTime, Time
 from backchannel.client.shape import AnswerShape, response_format_of
 from backchannel.client.stream import Stream
 from backchannel.client.tools import Tool
+from backchannel.client.tracing import Tracing
 from backchannel.v1.conversation_service_pb2 import (
     CreateSessionRequest,
     DeleteSessionRequest,
@@ -64,6 +65,7 @@ class Client:
         target: `host:port`, or any other target that gRPC understands.
         config: Times and limits.
         credentials: For TLS. None: a plain connection.
+        tracing: Makes spans of the calls: a `backchannel.telemetry.outgoing.ClientTracing`.
         time: The clock.
         backoff: Makes schedules for trying again.
     """
@@ -74,17 +76,20 @@ class Client:
         *,
         config: ClientConfig = _DEFAULTS,
         credentials: grpc.ChannelCredentials | None = None,
+        tracing: Tracing | None = None,
         time: Time | None = None,
         backoff: Callable[[], Backoff] | None = None,
     ) -> None:
         self.target = target
         self._config = config
         self._credentials = credentials
+        self._tracing = tracing
         clock = self._time = time or LoopTime()
         self._backoff = backoff or (lambda: Backoff(config, clock))
 
     async def __aenter__(self) -> Self:
-        self._channel = open_channel(self.target, self._config, self._credentials)
+        interceptors = self._tracing.interceptors if self._tracing is not None else ()
+        self._channel = open_channel(self.target, self._config, self._credentials, interceptors)
         self._conversations: ConversationServiceAsyncStub = ConversationServiceStub(self._channel)
         self._models: ModelServiceAsyncStub = ModelServiceStub(self._channel)
         return self
@@ -317,6 +322,7 @@ class Client:
                 snapshot_if_trimmed=snapshot_if_trimmed,
                 tools=tools,
                 on_connection=on_connection,
+                tracing=self._tracing,
                 time=self._time,
                 backoff=self._backoff,
             )

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Final, Self
 
 import grpc
 
 from backchannel.client.errors import call_error, plain_error
 from backchannel.client.outbox import Outbox
 from backchannel.client.schedule import Time
+from backchannel.client.tracing import Tracing
+from backchannel.v1 import conversation_service_pb2
 from backchannel.v1.frame_pb2 import ClientFrame, Open, ServerFrame
 
 if TYPE_CHECKING:
     from backchannel.v1.conversation_service_pb2_grpc import ConversationServiceAsyncStub
+
+_SERVICE: Final = conversation_service_pb2.DESCRIPTOR.services_by_name["ConversationService"]
+_METHOD: Final = f"{_SERVICE.full_name}/Converse"
 
 
 class Link:
@@ -30,6 +35,7 @@ class Link:
         outbox: Where the frames after it come from. It is rewound.
         silence_timeout_s: How long the server may say nothing while somebody reads.
         time: The clock.
+        tracing: Watches the call; None if nobody does.
     """
 
     def __init__(
@@ -39,17 +45,24 @@ class Link:
         outbox: Outbox,
         silence_timeout_s: float,
         time: Time,
+        tracing: Tracing | None = None,
     ) -> None:
         self._stub = stub
         self._opening = opening
         self._outbox = outbox
         self._silence_timeout_s = silence_timeout_s
         self._time = time
+        self._tracing = tracing
         self._heard_s: float | None = None
         self._silent = False
 
     async def __aenter__(self) -> Self:
-        self._call: grpc.aio.StreamStreamCall[ClientFrame, ServerFrame] = self._stub.Converse()
+        span = self._tracing.stream(_METHOD) if self._tracing is not None else None
+        self._call: grpc.aio.StreamStreamCall[ClientFrame, ServerFrame] = self._stub.Converse(
+            metadata=span.metadata if span is not None else None
+        )
+        if span is not None:
+            span.follow(self._call)
         self._outbox.rewind()
         self._tasks = [
             asyncio.create_task(self._write(), name="backchannel-write"),

@@ -32,6 +32,7 @@ from backchannel.client.link import Link
 from backchannel.client.outbox import Outbox
 from backchannel.client.schedule import Backoff, Time
 from backchannel.client.tools import Tool
+from backchannel.client.tracing import Tracing
 from backchannel.errors import Reason
 from backchannel.v1.conversation_service_pb2 import GetSessionRequest
 from backchannel.v1.event_pb2 import Event
@@ -55,6 +56,7 @@ class Stream:
         snapshot_if_trimmed: Take a Snapshot where events after the cursor are no longer kept.
         tools: What this side runs.
         on_connection: Told when the connection is lost and when it is back.
+        tracing: Watches each stream; None if nobody does.
         time: The clock.
         backoff: Makes schedules for trying again.
 
@@ -74,6 +76,7 @@ class Stream:
         snapshot_if_trimmed: bool,
         tools: Sequence[Tool],
         on_connection: Callable[[ConnectionChange], None] | None,
+        tracing: Tracing | None,
         time: Time,
         backoff: Callable[[], Backoff],
     ) -> None:
@@ -86,6 +89,7 @@ class Stream:
         self._snapshot_if_trimmed = snapshot_if_trimmed
         self._want_snapshot = opening.resume.snapshot
         self._max_lag_events = opening.resume.max_lag_events
+        self._tracing = tracing
         self._tell = on_connection or (lambda change: None)
         self._time = time
         self._backoff = backoff()
@@ -167,7 +171,12 @@ class Stream:
         try:
             opening = await self._next_opening()
             link = Link(
-                self._stub, opening, self.outbox, self._config.silence_timeout_s, self._time
+                self._stub,
+                opening,
+                self.outbox,
+                self._config.silence_timeout_s,
+                self._time,
+                self._tracing,
             )
             async with link:
                 async for frame in link:

@@ -9,6 +9,7 @@ begins to answer. After the first chunk nobody else is asked: an answer has one 
 from __future__ import annotations
 
 import asyncio
+import contextvars
 from collections.abc import Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final, Protocol
@@ -113,6 +114,7 @@ class EngineRun:
         self._runner = runner
         self._ticket: Ticket | None = None
         self._generation: Generation | None = None
+        self._context = contextvars.Context()
         self._begun = False
         self._stopped = False
         self._held: asyncio.Future[None] | None = None
@@ -136,7 +138,8 @@ class EngineRun:
         self.hold(False)
         generation, ticket = self._generation, self._ticket
         if generation is not None:
-            generation.stop()
+            # On behalf of the run, whoever stops it.
+            self._context.run(generation.stop)
         elif ticket is not None:
             ticket.leave()
         clock = self._runner.clock
@@ -265,6 +268,7 @@ class EngineRun:
             if self._told_to_stop():
                 return _NOTHING_DONE
             async with aclosing(target.engine.start(prompt)) as generation:
+                self._context = contextvars.copy_context()
                 self._generation = generation
                 finished = await self._feed(generation)
             # Reported after the engine has let go, so that whoever sees the end may rely on it.

@@ -128,7 +128,8 @@ class Server:
             exits.push_async_callback(self._grpc.stop, None)
             log = await exits.enter_async_context(open_log(self.config.log))
             self.log_address = log.address
-            self.engines = await exits.enter_async_context(settings.engines(self.config))
+            with self._observer.channels():
+                self.engines = await exits.enter_async_context(settings.engines(self.config))
             self.host = await exits.enter_async_context(
                 Host(
                     log=log,

@@ -29,6 +29,7 @@ from backchannel.telemetry import conventions, table
 from backchannel.telemetry.calls import Call
 from backchannel.telemetry.config import TelemetryConfig
 from backchannel.telemetry.figures import Figures
+from backchannel.telemetry.outgoing import ClientTracing
 from backchannel.telemetry.pulse import beat
 from backchannel.telemetry.readers import (
     SCOPE,
@@ -221,6 +222,10 @@ class Telemetry(Observer):
     def append_failed(self, reason: str) -> None:
         """The log refused one."""
         self.figures.number(table.COMMIT_ERRORS).add(1, reason)
+
+    def channel_interceptors(self) -> Sequence[Any]:
+        """For the unary calls of engines."""
+        return () if self._spans is None else ClientTracing(self._spans).interceptors
 
     def watching(self, host: Viewed) -> AbstractAsyncContextManager[object]:
         """Look at the host from time to time."""

@@ -26,6 +26,7 @@ from backchannel.engines.smg.tokenizer import ModelTokenizer
 from backchannel.engines.tool_call_grammars import CLOSE
 from backchannel.engines.tool_calls import OPEN
 from backchannel.errors import BackchannelError
+from backchannel.observer import CHANNEL_INTERCEPTORS
 
 _RETRY_S: Final = 1.0
 """How often a server that is away is looked for."""
@@ -142,12 +143,16 @@ class Upstream:
 
     def open(self) -> None:
         """Make the channel; connects when something is asked."""
-        target = self._config.target
+        target, interceptors = self._config.target, CHANNEL_INTERCEPTORS.get()
         if self._config.tls:
             credentials = grpc.ssl_channel_credentials(self._authority)
-            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+            self._channel = grpc.aio.secure_channel(
+                target, credentials, options=_OPTIONS, interceptors=interceptors
+            )
         else:
-            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(
+                target, options=_OPTIONS, interceptors=interceptors
+            )
         metadata = [("authorization", f"Bearer {self._key}")] if self._key else []
         self._dialect = VllmDialect(self._channel, metadata)
 
