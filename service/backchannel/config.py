@@ -27,6 +27,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from backchannel import origin
 from backchannel.host.config import HostConfig
 from backchannel.listen import Address
 from backchannel.logging import LogFormat, LogLevel
@@ -238,12 +239,8 @@ class ServeConfig(BaseSettings):
     @field_validator("edge_origins")
     @classmethod
     def _check_edge_origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
-            if not re.fullmatch(r"https?://[^/\s*]+", origin):
-                raise ValueError(
-                    f"{origin} is no origin; write scheme and host, and the port if it has one, as"
-                    " https://chat.example"
-                )
+        for text in value:
+            origin.check(text)
         return value
 
     @field_validator("model")

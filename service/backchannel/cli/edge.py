@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Self
 import typer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from backchannel.config import ServeConfig
     from backchannel.edge.process import Edge
     from backchannel.listen import Address
@@ -79,8 +81,7 @@ class BrowserEdge:
 
         config = self._config
         listen = config.edge_address
-        tls = bool(config.edge_tls_certificate)
-        overlays = dict.fromkeys((*(("tls",) if tls else ()), *config.edge_overlays))
+        overlays = _overlays(config.edge_overlays, config.edge_tls_certificate)
         placement = Placement(
             listen=listen,
             upstreams=(upstream.from_here,),
@@ -88,7 +89,7 @@ class BrowserEdge:
             descriptors="",
             hosts=config.edge_hosts or (LOOPBACK_HOSTS if listen.is_local else (ANY_HOST,)),
             origins=config.edge_origins,
-            overlays=tuple(overlays),
+            overlays=overlays,
             tls_certificate=config.edge_tls_certificate,
             tls_key=config.edge_tls_key,
         )
@@ -114,13 +115,21 @@ def render(
         list[str] | None, typer.Option(help="A name it answers to. Default: any.")
     ] = None,
     origin: Annotated[
-        list[str] | None, typer.Option(help="A page of another origin that may use it.")
+        list[str] | None,
+        typer.Option(
+            help="A page of another origin that may use it, such as https://chat.example."
+        ),
     ] = None,
     overlay: Annotated[
         list[str] | None, typer.Option(help="tls, http3, or the path of a YAML file.")
     ] = None,
-    tls_cert: Annotated[str, typer.Option(help="A PEM file, as Envoy will find it.")] = "",
-    tls_key: Annotated[str, typer.Option(help="A PEM file, as Envoy will find it.")] = "",
+    tls_cert: Annotated[
+        str,
+        typer.Option(help="A PEM file with the chain, as Envoy will find it. Implies tls."),
+    ] = "",
+    tls_key: Annotated[
+        str, typer.Option(help="A PEM file with its key, as Envoy will find it.")
+    ] = "",
     descriptors: Annotated[
         str,
         typer.Option(help="Where Envoy will find backchannel.pb. Default: where it is written."),
@@ -137,8 +146,11 @@ def render(
     """
     from backchannel.edge.rendering import DESCRIPTORS_NAME, EdgeError, Placement, write
     from backchannel.listen import Address
+    from backchannel.origin import check
 
     try:
+        for each in origin or ():
+            check(each)
         placement = Placement(
             listen=Address.parse(listen),
             upstreams=tuple(map(Address.parse, upstream or ["127.0.0.1:50051"])),
@@ -146,7 +158,7 @@ def render(
             descriptors=descriptors or str(output.absolute() / DESCRIPTORS_NAME),
             hosts=tuple(host or ["*"]),
             origins=tuple(origin or ()),
-            overlays=tuple(overlay or ()),
+            overlays=_overlays(overlay or (), tls_cert),
             tls_certificate=tls_cert,
             tls_key=tls_key,
         )
@@ -156,3 +168,8 @@ def render(
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(EXIT_USAGE) from None
     typer.echo(f"Wrote {path} and {output / DESCRIPTORS_NAME}")
+
+
+def _overlays(chosen: Sequence[str], certificate: str) -> tuple[str, ...]:
+    """Those that were chosen, each once, and `tls` with a certificate."""
+    return tuple(dict.fromkeys((*(("tls",) if certificate else ()), *chosen)))

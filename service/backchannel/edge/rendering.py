@@ -33,6 +33,16 @@ _CLUSTERS: Final = "backchannel"
 _HCM: Final = "envoy.filters.network.http_connection_manager"
 _CORS: Final = "envoy.filters.http.cors"
 _LUA: Final = "envoy.filters.http.lua"
+_TLS_FILES: Final = (
+    "--tls-cert and --tls-key (of `backchannel serve`: edge_tls_certificate and edge_tls_key)"
+)
+# Where an overlay may have its certificate from.
+_CERTIFICATES: Final = (
+    "tls_certificates",
+    "tls_certificate_sds_secret_configs",
+    "tls_certificate_provider_instance",
+    "custom_tls_certificate_selector",
+)
 _TRANSCODER: Final = "envoy.filters.http.grpc_json_transcoder"
 
 Tree = dict[str, Any]
@@ -181,8 +191,7 @@ def _place(tree: Tree, placement: Placement) -> None:
         if not placement.linux:
             listener.pop("socket_options")
         for chain in listener["filter_chains"]:
-            if placement.tls_certificate:
-                _place_tls(chain, placement)
+            _place_tls(chain, placement)
             manager = _by_name(chain["filters"], _HCM)["typed_config"]
             _by_name(manager["http_filters"], _TRANSCODER)["typed_config"]["proto_descriptor"] = (
                 placement.descriptors
@@ -205,15 +214,31 @@ def _place_cluster(cluster: Tree, upstreams: tuple[Address, ...]) -> None:
 
 
 def _place_tls(chain: Tree, placement: Placement) -> None:
-    pair = {
-        "certificate_chain": {"filename": placement.tls_certificate},
-        "private_key": {"filename": placement.tls_key},
-    }
+    """Put the certificate in where TLS is spoken.
+
+    Raises:
+        EdgeError: There is none where one is needed, or half of one, or no use for it.
+    """
+    if bool(placement.tls_certificate) != bool(placement.tls_key):
+        raise EdgeError(f"a certificate and its key go together; give {_TLS_FILES}")
     transport = chain.get("transport_socket", {}).get("typed_config", {})
     context = transport.get("downstream_tls_context", transport).get("common_tls_context")
+    if not placement.tls_certificate:
+        if context is None or any(context.get(key) for key in _CERTIFICATES):
+            return
+        quic = "QuicDownstreamTransport" in transport[_TYPE]
+        raise EdgeError(
+            f"{'HTTP/3' if quic else 'TLS'} needs a certificate and its key, as PEM files; give"
+            f" {_TLS_FILES}"
+        )
     if context is None:
         raise EdgeError("a TLS certificate is of no use without the overlay tls")
-    context["tls_certificates"] = [pair]
+    context["tls_certificates"] = [
+        {
+            "certificate_chain": {"filename": placement.tls_certificate},
+            "private_key": {"filename": placement.tls_key},
+        }
+    ]
 
 
 def _by_name(items: list[Tree], name: str) -> Tree:

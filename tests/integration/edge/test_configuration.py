@@ -371,6 +371,37 @@ def test_the_file_can_be_rendered_for_an_envoy_elsewhere(tmp_path: Path) -> None
     assert "Error: the overlay no cannot be read" in done.stderr
 
 
+@pytest.mark.parametrize("wrong", ["chat.example", "*", "https://chat.example/", "null"])
+def test_render_takes_the_origins_that_serve_takes(tmp_path: Path, wrong: str) -> None:
+    for command in (
+        ["edge", "render", "--output", str(tmp_path / "edge"), "--origin", wrong],
+        ["serve", "--edge-origin", wrong],
+    ):
+        run = [sys.executable, "-m", "backchannel", *command]
+        done = subprocess.run(run, capture_output=True, text=True, check=False, timeout=30)
+        assert done.returncode == 2
+        said = f"{wrong} is no origin; write scheme and host, and the port if it has one, as https:"
+        assert said in done.stderr
+    assert not (tmp_path / "edge").exists()
+
+
+def test_render_tells_what_http3_needs(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "backchannel", "edge", "render", "--output", str(tmp_path)]
+    command += ["--overlay", "http3"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "Error: HTTP/3 needs a certificate and its key" in done.stderr
+    assert "--tls-cert and --tls-key" in done.stderr
+    command += ["--tls-cert", "/etc/tls.crt", "--tls-key", "/etc/tls.key"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    # With the TLS over TCP that leads to it.
+    tree = strict_yaml.load(tmp_path / "envoy.yaml")
+    assert [one["name"] for one in tree["static_resources"]["listeners"]] == ["edge", "edge_http3"]
+    text = (tmp_path / "envoy.yaml").read_text()
+    assert text.count("filename: /etc/tls.crt") == text.count("filename: /etc/tls.key") == 2
+
+
 # --- and that Envoy takes it ------------------------------------------------------------------
 
 

@@ -81,11 +81,30 @@ def test_names_to_listen_at_are_resolved() -> None:
         ({"listen": Address("/run/bc.sock", None)}, "host:port"),
         ({"listen": Address("no.such.host.invalid", 80)}, "cannot listen"),
         ({"tls_certificate": "a.pem", "tls_key": "b.pem"}, "overlay tls"),
+        ({"tls_certificate": "a.pem", "overlays": ("tls",)}, "go together; give --tls-cert and"),
+        ({"tls_key": "b.pem", "overlays": ("tls",)}, "go together; give --tls-cert and"),
+        (
+            {"overlays": ("tls",)},
+            "TLS needs a certificate and its key, .* --tls-cert and --tls-key",
+        ),
+        ({"overlays": ("http3",)}, "HTTP/3 needs a certificate .* edge_tls_certificate and edge_"),
     ],
 )
 def test_what_cannot_be_is_said(wrong: dict[str, Any], said: str) -> None:
     with pytest.raises(EdgeError, match=said):
         render(placement(**wrong))
+
+
+def test_a_certificate_may_come_from_an_overlay_of_ones_own(tmp_path: Path) -> None:
+    path = tmp_path / "sds.yaml"
+    path.write_text(
+        "static_resources: {listeners: [{name: edge, filter_chains: [{name: main,"
+        " transport_socket: {typed_config: {common_tls_context:"
+        " {tls_certificate_sds_secret_configs: [{name: ours}]}}}}]}]}\n"
+    )
+    (listener,) = render(placement(overlays=("tls", str(path))))["static_resources"]["listeners"]
+    context = listener["filter_chains"][0]["transport_socket"]["typed_config"]
+    assert context["common_tls_context"]["tls_certificate_sds_secret_configs"] == [{"name": "ours"}]
 
 
 def test_an_overlay_must_be_a_mapping(tmp_path: Path) -> None:
