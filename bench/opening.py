@@ -45,7 +45,7 @@ async def make(path: Path, events: int, tokens: int) -> tuple[int, int]:
     async with hosting(path) as (host, _):
         config = session_pb2.SessionConfig(session_id=NAME, model="scripted/count")
         config.sampling.max_tokens = tokens
-        live = (await host.create(config)).live
+        live = (await host.sessions.create(config)).live
         turns = 0
         while live.ledger.committed_seq < events:
             turns += 1
@@ -67,7 +67,7 @@ async def main(events: int, tokens: int) -> None:
         for _ in range(TIMES):
             async with hosting(path) as (host, log):
                 start = time.perf_counter()
-                live = await host.get(NAME)
+                live = await host.sessions.get(NAME)
                 opened_ms.append((time.perf_counter() - start) * 1e3)
                 start = time.perf_counter()
                 record = live.checkpoint()

@@ -13,6 +13,7 @@ from backchannel.errors import BackchannelError, Reason
 from backchannel.host.host import Host
 from backchannel.host.live import LiveSession
 from backchannel.host.reader import Reader
+from backchannel.host.sessions import Sessions
 from backchannel.v1 import browser_service_pb2 as pb
 from backchannel.v1 import browser_service_pb2_grpc, frame_pb2
 from backchannel_gateway import sse
@@ -39,7 +40,7 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
 def register(server: grpc.aio.Server, host: Host) -> None:
     """Add the doors to a server that has not started."""
-    browser = Browser(host, Assets.load())
+    browser = Browser(host.sessions, Assets.load())
     browser_service_pb2_grpc.add_BrowserServiceServicer_to_server(browser, server)
 
 
@@ -47,12 +48,12 @@ class Browser(browser_service_pb2_grpc.BrowserServiceServicer):
     """The service.
 
     Args:
-        host: Where the sessions run.
+        sessions: Whose events it tells.
         assets: The page.
     """
 
-    def __init__(self, host: Host, assets: Assets) -> None:
-        self._host = host
+    def __init__(self, sessions: Sessions, assets: Assets) -> None:
+        self._sessions = sessions
         self._assets = assets
         self._rendered = sse.Rendered(RENDERED_BYTES)
 
@@ -114,7 +115,7 @@ class Browser(browser_service_pb2_grpc.BrowserServiceServicer):
             raise BackchannelError(
                 Reason.FIELD_REQUIRED, "name the session, as it was created", field="session_id"
             )
-        return await self._host.get(session_id)
+        return await self._sessions.get(session_id)
 
     def _render(self, frame: bytes) -> bytes:
         """A serialised `ServerFrame` as server-sent events."""

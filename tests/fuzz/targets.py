@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 
 from backchannel.errors import BackchannelError, Reason, reason_of
 from backchannel.host.live import LiveSession
-from backchannel.host.loading import load
+from backchannel.host.loading import Loader
 from backchannel.host.paging import from_token
 from backchannel.host.reader import Reader
 from backchannel.log.protocol import Checkpoint, Log
@@ -233,7 +233,7 @@ class Logs:
         numbers = itertools.count(1)
         ids: Callable[[str], str] = lambda prefix: f"new-{prefix}-{next(numbers)}"  # noqa: E731
         try:
-            session = at_once(load(log, "a-session", ids=ids, chunk_events=7))
+            session = at_once(Loader(log, ids, chunk_events=7).load("a-session"))
             if session is None:
                 return "none"
         except BackchannelError as error:

@@ -384,8 +384,8 @@ async def say(client: httpx.AsyncClient, session_id: str, text: str, **more: Any
 
 def readers(server: Server, session_id: str) -> Sequence[Any]:
     """Who is attached to a session of a server in this process."""
-    live = server.host._live.get(session_id)
-    return [] if live is None else list(live._readers)
+    live = server.host.residents.find(session_id)
+    return [] if live is None else list(live.audience.readers)
 
 
 async def gone(server: Server, session_id: str) -> None:

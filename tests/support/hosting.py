@@ -12,9 +12,10 @@ from typing import Any
 from backchannel.engines.registry import EngineRegistry
 from backchannel.errors import BackchannelError, Reason
 from backchannel.host.config import HostConfig
-from backchannel.host.host import Created, Host
+from backchannel.host.host import Host
 from backchannel.host.live import LiveSession
 from backchannel.host.reader import Reader
+from backchannel.host.sessions import Created
 from backchannel.log.memory import MemoryLog
 from backchannel.log.protocol import Append, Log
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
@@ -56,7 +57,7 @@ class Running:
     engines: EngineRegistry
 
     async def create(self, model: str = "scripted/count", **fields: Any) -> Created:
-        return await self.host.create(config(model, **fields))
+        return await self.host.sessions.create(config(model, **fields))
 
 
 @asynccontextmanager

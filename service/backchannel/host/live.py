@@ -34,20 +34,23 @@ from backchannel.engines.protocol import (
     ToolCallFragment,
     ToolCallStart,
 )
-from backchannel.errors import BackchannelError, Reason
-from backchannel.host.clock import SECOND_NS, Clock, Timer, within
+from backchannel.errors import BackchannelError
+from backchannel.host.audience import Audience
+from backchannel.host.clock import SECOND_NS, Clock, within
+from backchannel.host.comeback import Comeback
 from backchannel.host.committer import Committer
 from backchannel.host.config import HostConfig
+from backchannel.host.effects import Effects
 from backchannel.host.faults import broken_error, draining_error, where
 from backchannel.host.ledger import Ledger, settle
-from backchannel.host.loading import load
+from backchannel.host.loading import Loader
 from backchannel.host.questions import can_continue, check_message
-from backchannel.host.reader import Lag, Reader
-from backchannel.host.runner import EngineRun, Runner, Spawn
+from backchannel.host.reader import Reader
+from backchannel.host.runner import Runner, Spawn
 from backchannel.host.saving import Record
-from backchannel.log.protocol import NEVER_NS, Head, Log, Origin, not_found, trimmed
+from backchannel.log.protocol import NEVER_NS, Head, Log, Origin, not_found
 from backchannel.observer import Observer
-from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
+from backchannel.session.decision import Decision, StopEngine
 from backchannel.session.session import Session
 from backchannel.session.table import Phase
 from backchannel.v1 import frame_pb2, session_pb2
@@ -65,8 +68,8 @@ class Resources:
         config: Limits and times.
         committer: Writes for all.
         runner: Asks engines for all.
+        loader: Reads sessions from the log.
         spawn: Starts a task that the host owns.
-        ids: Makes unguessable ids from a prefix.
         rng: For jitter.
         gone: Called when a session is of no more use in memory.
         rested: Called when a session has come to rest, with everything committed.
@@ -78,8 +81,8 @@ class Resources:
     config: HostConfig
     committer: Committer
     runner: Runner
+    loader: Loader
     spawn: Spawn
-    ids: Callable[[str], str]
     rng: random.Random
     gone: Callable[[LiveSession], None]
     rested: Callable[[LiveSession], None]
@@ -90,6 +93,10 @@ class LiveSession:
     """One session in memory.
 
     Attributes:
+        ledger: Its way into the log.
+        audience: Who reads it.
+        closed_seq: Its last event, once that is committed; 0 while there may be more.
+        used_ns: When somebody last asked for it.
         retention_due: Something is to be trimmed as soon as the session rests.
         saved_seq: Its newest checkpoint; 0 if it has none.
 
@@ -102,23 +109,19 @@ class LiveSession:
         self.session_id: str = core.session_id
         self.closed_seq = 0
         self.used_ns = resources.clock.now_ns()
-        config = resources.config
-        self._watch = resources.observer.session(self.session_id)
-        self.ledger = Ledger(self, committed_seq, resources.committer, config, self._watch)
+        config, clock = resources.config, resources.clock
+        watch = self._watch = resources.observer.session(self.session_id)
+        self.ledger = Ledger(self, committed_seq, resources.committer, config, watch)
+        self.audience = Audience(self, resources.log, clock, config, watch)
+        self._effects = Effects(self, self.ledger, resources.runner, clock, watch)
         self._core = core
         self._resources = resources
-        self._log = resources.log
-        self._clock = resources.clock
+        self._clock = clock
         self._max_ahead = config.max_ahead_events
-        self._readers: set[Reader] = set()
-        self._count = 0
-        self._runs: dict[str, EngineRun] = {}
-        self._timer: Timer | None = None
         self._fault: BackchannelError | None = None
         self._resting: list[asyncio.Future[None]] = []
-        self._refusals = 0
+        self._comeback: Comeback | None = None
         self._gone: BackchannelError | None = None
-        self._draining = False
         self.retention_due = False
         self.saved_seq = core.saved_seq
         core.expire_after_ns = round(config.expire_after_s * SECOND_NS)
@@ -198,41 +201,7 @@ class LiveSession:
         trouble = self._gone or (self._trouble() if snapshot else None)
         if trouble is not None:
             raise trouble.with_traceback(None)
-        if self._draining:
-            raise draining_error()
-        config = self._resources.config
-        if len(self._readers) >= config.max_readers:
-            raise BackchannelError(
-                Reason.READERS_FULL,
-                f"{config.max_readers} readers are attached to this session already; close one",
-            )
-        if not snapshot:
-            self._check_cursor(after_seq)
-        cursor = None if snapshot else after_seq
-        lag = Lag(max_lag_events, snapshot)
-        reader = Reader(self, cursor, self._log, self._clock, config, lag)
-        if self._watch is not None:
-            last_seq = self.ledger.committed_seq
-            reader.watch = self._watch.reader(
-                reader, after_seq=after_seq, last_seq=last_seq, snapshot=snapshot
-            )
-        self._readers.add(reader)
-        self._count_readers()
-        if snapshot:
-            self.offer_snapshots()
-        return reader
-
-    def _check_cursor(self, after_seq: int) -> None:
-        last_seq = self.ledger.committed_seq
-        if after_seq > last_seq:
-            raise BackchannelError(
-                Reason.CURSOR_BEYOND_END,
-                f"the newest event is {last_seq}; name it or an earlier one",
-                field="after_seq",
-                metadata={"last_seq": str(last_seq)},
-            )
-        if after_seq + 1 < self._core.earliest_seq:
-            raise trimmed(self._core.earliest_seq)
+        return self.audience.admit(after_seq, snapshot=snapshot, max_lag_events=max_lag_events)
 
     # --- what readers need -------------------------------------------------------------------
 
@@ -245,30 +214,21 @@ class LiveSession:
         """Wait while the log cannot take more."""
         await self._resources.committer.room()
 
-    def reader_changed(self, reader: Reader) -> None:
-        """The reader was closed or half-closed."""
-        if reader.is_closed:
-            self._readers.discard(reader)
-        self._count_readers()
+    @property
+    def earliest_seq(self) -> int:
+        """The oldest event that the log has."""
+        return self._core.earliest_seq
 
-    def _count_readers(self) -> None:
-        count = sum(reader.counts for reader in self._readers)
-        if self._draining and count < self._count:
-            return  # They leave because they were told to; that is no disconnect.
-        if count != self._count:
-            self._count = count
-            self._input(self._core.readers_changed, count)
+    def readers_changed(self, count: int) -> None:
+        """So many read now."""
+        self._input(self._core.readers_changed, count)
 
-    def offer_snapshots(self) -> None:
-        """Give a snapshot to each reader that wants one and has none."""
-        if any(reader.wants_snapshot for reader in self._readers):
-            parts = [
-                frame_pb2.ServerFrame(snapshot=part).SerializeToString()
-                for part in self._core.snapshots()
-            ]
-            for reader in self._readers:
-                if reader.wants_snapshot and not reader.has_snapshot:
-                    reader.offer_snapshot(parts, self.ledger.decided_seq)
+    def snapshot(self) -> list[bytes]:
+        """How things stand as of the newest decision, in serialised frames."""
+        return [
+            frame_pb2.ServerFrame(snapshot=part).SerializeToString()
+            for part in self._core.snapshots()
+        ]
 
     # --- inputs ------------------------------------------------------------------------------
 
@@ -279,41 +239,14 @@ class LiveSession:
         now_ns = self._clock.now_ns()
         try:
             decision = decide(*args, now_ns)
-            self._act(decision)
+            self._effects.perform(decision)
         except Exception as error:  # noqa: BLE001 - a bug ends this turn, not the process
             self._break(error)
             return None
         return decision
 
-    def _act(self, decision: Decision) -> None:
-        effects = decision.effects
-        for effect in effects:
-            if type(effect) is StopEngine:
-                run = self._runs.get(effect.run_id)
-                if run is not None:
-                    run.stop()
-        if decision.events:
-            self.ledger.write(decision.events)
-        for effect in effects:
-            if type(effect) is StartEngine:
-                watch = self._watch.run(effect) if self._watch is not None else None
-                self._runs[effect.run_id] = self._resources.runner.start(effect, self, watch)
-            elif type(effect) is HoldEngine:
-                held = self._runs.get(effect.run_id)
-                if held is not None:
-                    held.hold(effect.hold)
-            elif type(effect) is SetTimer:
-                self._set_timer(effect.at_ns)
-
-    def _set_timer(self, at_ns: int | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if at_ns is not None:
-            self._timer = self._clock.call_at(at_ns, self._tick)
-
-    def _tick(self) -> None:
-        self._timer = None
+    def tick(self) -> None:
+        """The time has come that a decision had asked for."""
         self._input(self._core.tick)
 
     # --- what the engine says ----------------------------------------------------------------
@@ -349,7 +282,7 @@ class LiveSession:
 
     def run_finished(self, run_id: str, cause: str, usage: EngineUsage) -> None:
         """The engine is done."""
-        self._runs.pop(run_id, None)
+        self._effects.ended(run_id)
         self._input(
             self._core.engine_finished,
             run_id,
@@ -362,7 +295,7 @@ class LiveSession:
 
     def run_failed(self, run_id: str, error: BackchannelError) -> None:
         """The engine gave up."""
-        self._runs.pop(run_id, None)
+        self._effects.ended(run_id)
         self._input(self._core.engine_failed, run_id, error)
 
     @property
@@ -396,14 +329,14 @@ class LiveSession:
 
     def landed(self) -> None:
         """An append was committed: show it."""
-        self._refusals = 0
+        self._comeback = None
         if not self.ledger.behind and self._fault is None:
             state = self._core.state
             if state.phase is Phase.CLOSED:
                 self.closed_seq = state.last_seq
             if state.running is None:
                 self._come_to_rest()
-        for reader in self._readers:
+        for reader in self.audience.readers:
             reader.wake()
 
     def refused(self, error: Exception) -> None:
@@ -423,7 +356,7 @@ class LiveSession:
 
     def _refuse_if_unable(self, frame: frame_pb2.ClientFrame) -> None:
         trouble = self._trouble()
-        if trouble is None and self._draining and frame.HasField("message"):
+        if trouble is None and self.audience.leaving and frame.HasField("message"):
             # A stop or a tool's result still helps a turn to its end; a new one has no future here.
             trouble = draining_error()
         if trouble is not None:
@@ -445,13 +378,9 @@ class LiveSession:
         self._fault = error
         if self._watch is not None:
             self._watch.lost(error.reason.value)
-        for run in self._runs.values():
-            run.abandon()
-        self._runs.clear()
-        self._set_timer(None)
+        self._effects.abandon()
         self.ledger.give_up(error)
-        for reader in self._readers:
-            reader.withdraw_snapshot()
+        self.audience.withdraw_snapshots()
         if self._gone is None:
             self._resources.spawn(self._come_back(), "reload")
 
@@ -459,36 +388,19 @@ class LiveSession:
         """Read the session from the log again, as soon as that answers."""
         resources = self._resources
         await self.ledger.landing()
-        while True:
-            await self._clock.sleep(self._retry_delay_s())
-            try:
-                core = await load(
-                    self._log,
-                    self.session_id,
-                    ids=resources.ids,
-                    chunk_events=resources.config.read_events,
-                )
-            except BackchannelError as error:
-                if error.reason is Reason.LOG_CORRUPT:
-                    self._give_up(error)
-                    return
-                _logger.warning("session_waits_for_log", reason=error.reason)
-                continue
-            except Exception as error:  # noqa: BLE001 - a backend's bug must not end the process
-                _logger.error("session_reload_broke", **where(error))
-                continue
-            if core is None:
-                self._give_up(not_found())
-            elif self._gone is None:
-                self._revive(core)
+        if self._comeback is None:
+            self._comeback = Comeback(
+                self.session_id, resources.loader, self._clock, resources.config, resources.rng
+            )
+        try:
+            core = await self._comeback.core()
+        except BackchannelError as error:
+            self._give_up(error)
             return
-
-    def _retry_delay_s(self) -> float:
-        """Doubling with each refusal, and jittered so that sessions do not come back as one."""
-        config = self._resources.config
-        longest = min(config.retry_most_s, config.retry_first_s * 2.0 ** min(self._refusals, 30))
-        self._refusals += 1
-        return longest * self._resources.rng.uniform(0.5, 1.0)
+        if core is None:
+            self._give_up(not_found())
+        elif self._gone is None:
+            self._revive(core)
 
     def _revive(self, core: Session) -> None:
         last_seq = core.state.last_seq
@@ -499,14 +411,10 @@ class LiveSession:
         self._core = core
         core.expire_after_ns = round(self._resources.config.expire_after_s * SECOND_NS)
         self.saved_seq = core.saved_seq
-        self._count = 0
         self.closed_seq = last_seq if core.state.phase is Phase.CLOSED else 0
         _logger.info("session_is_back", last_seq=last_seq)
         self._input(lambda now_ns: core.recover(now_ns, lost))
-        self._count_readers()
-        self.offer_snapshots()
-        for reader in self._readers:
-            reader.wake()
+        self.audience.resume()
 
     def _give_up(self, error: BackchannelError) -> None:
         """The log has no such session any more, or nothing that makes one."""
@@ -519,11 +427,10 @@ class LiveSession:
     def idle(self) -> bool:
         """Whether nothing is lost if the session leaves memory."""
         return (
-            not self._readers
-            and not self._runs
+            not self.audience.readers
+            and self._effects.nothing_goes_on
             and self.ledger.settled
             and self._fault is None
-            and self._timer is None
             and self._core.quiescent
             and not self._core.active
         )
@@ -539,7 +446,7 @@ class LiveSession:
 
     def open(self, decision: Decision) -> None:
         """Act on the decision that created the session."""
-        self._act(decision)
+        self._effects.perform(decision)
 
     def recover(self) -> None:
         """End, or go on with, what the process that owned the session before left unfinished."""
@@ -559,11 +466,8 @@ class LiveSession:
         if self._core.state.phase is not Phase.CLOSED:
             self._input(self._core.close, reason)
         await self.ledger.commit()
-        for run in self._runs.values():
-            run.abandon()
-        self._runs.clear()
-        farewells = [reader.gone() for reader in self._readers]
-        await within(self._clock, self._resources.config.farewell_s, farewells)
+        self._effects.abandon()
+        await within(self._clock, self._resources.config.farewell_s, self.audience.gone())
 
     def checkpoint(self) -> Record | None:
         """The folded state, if now is a moment to take it."""
@@ -583,9 +487,7 @@ class LiveSession:
 
     def go_away(self, frame: bytes) -> None:
         """The host is leaving: tell the readers, start nothing new."""
-        self._draining = True
-        for reader in self._readers:
-            reader.go_away(frame)
+        self.audience.go_away(frame)
 
     async def rest(self) -> None:
         """Wait until no turn runs and all is committed, or the session is of no more use."""
@@ -613,12 +515,8 @@ class LiveSession:
         self._gone = error
         if self._watch is not None:
             self._watch.gone(error.reason.value)
-        for run in self._runs.values():
-            run.abandon()
-        self._runs.clear()
-        self._set_timer(None)
-        for reader in self._readers:
-            reader.fail(error)
+        self._effects.abandon()
+        self.audience.fail(error)
         waiting, self._resting = self._resting, []
         for future in waiting:
             settle(future)

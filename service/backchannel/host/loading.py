@@ -18,68 +18,76 @@ from backchannel.v1 import event_pb2
 MAX_CHUNK_BYTES: Final = 1024 * 1024
 
 
-async def load(
-    log: Log,
-    session_id: str,
-    *,
-    ids: Callable[[str], str],
-    chunk_events: int,
-    last_seq: int | None = None,
-) -> Session | None:
-    """Fold a session's log: its checkpoint, and the events after it.
-
-    Lets other tasks run after every `chunk_events` events, so that a long past blocks nobody.
+class Loader:
+    """Folds sessions from one log.
 
     Args:
-        log: Where it is.
-        session_id: Which.
+        log: Where they are.
         ids: Makes unguessable ids from a prefix.
-        chunk_events: How many events are read at once.
-        last_seq: Fold no further than this event.
-
-    Returns:
-        The session as after that event, or its newest; None if there is no such session.
-
-    Raises:
-        BackchannelError: What the log says; `LOG_CORRUPT` if its events make no session;
-            `CURSOR_BEYOND_END` and `CURSOR_TRIMMED` for a `last_seq` that is not there.
+        chunk_events: After so many events other tasks get their turn, so that a long past blocks
+            nobody.
     """
-    stored = await log.load(session_id)
-    if stored is None:
-        return None
-    end = stored.last_seq if last_seq is None else last_seq
-    kept = stored.checkpoint
-    if kept is not None and kept.seq > end:
-        kept = None  # It knows too much. Perhaps the log still has all that led to it.
-        if stored.earliest_seq > 1:
-            raise trimmed(stored.earliest_seq)
-    if not 1 <= end <= stored.last_seq:
-        raise BackchannelError(
-            Reason.CURSOR_BEYOND_END,
-            f"name an event from 1 to {stored.last_seq}, the newest",
-            field="fork.at_seq",
-            metadata={"last_seq": str(stored.last_seq)},
+
+    def __init__(self, log: Log, ids: Callable[[str], str], *, chunk_events: int) -> None:
+        self._log = log
+        self._ids = ids
+        self._chunk_events = chunk_events
+
+    async def load(self, session_id: str, last_seq: int | None = None) -> Session | None:
+        """Fold a session's log: its checkpoint, and the events after it.
+
+        Args:
+            session_id: Which.
+            last_seq: Fold no further than this event.
+
+        Returns:
+            The session as after that event, or its newest; None if there is no such session.
+
+        Raises:
+            BackchannelError: What the log says; `LOG_CORRUPT` if its events make no session;
+                `CURSOR_BEYOND_END` and `CURSOR_TRIMMED` for a `last_seq` that is not there.
+        """
+        stored = await self._log.load(session_id)
+        if stored is None:
+            return None
+        end = stored.last_seq if last_seq is None else last_seq
+        kept = stored.checkpoint
+        if kept is not None and kept.seq > end:
+            kept = None  # It knows too much. Perhaps the log still has all that led to it.
+            if stored.earliest_seq > 1:
+                raise trimmed(stored.earliest_seq)
+        if not 1 <= end <= stored.last_seq:
+            raise BackchannelError(
+                Reason.CURSOR_BEYOND_END,
+                f"name an event from 1 to {stored.last_seq}, the newest",
+                field="fork.at_seq",
+                metadata={"last_seq": str(stored.last_seq)},
+            )
+        core = Session(await _folded(kept), self._ids)
+        core.saved_seq = seq = kept.seq if kept else 0
+        while seq < end:
+            raw = await self._log.read(
+                session_id,
+                seq,
+                max_events=min(self._chunk_events, end - seq),
+                max_bytes=MAX_CHUNK_BYTES,
+            )
+            if not raw:
+                raise self._corrupt(f"ends at event {seq}, but should go to {stored.last_seq}")
+            try:
+                for event in map(event_pb2.Event.FromString, raw):
+                    core.apply(event)
+            except DecodeError:
+                raise self._corrupt(f"has an unreadable event soon after event {seq}") from None
+            seq += len(raw)
+            await asyncio.sleep(0)
+        core.earliest_seq = stored.earliest_seq
+        return core
+
+    def _corrupt(self, what: str) -> BackchannelError:
+        return BackchannelError(
+            Reason.LOG_CORRUPT, f"the log of this session ({self._log.address}) {what}"
         )
-    core = Session(await _folded(kept), ids)
-    core.saved_seq = seq = kept.seq if kept else 0
-    while seq < end:
-        raw = await log.read(
-            session_id,
-            seq,
-            max_events=min(chunk_events, end - seq),
-            max_bytes=MAX_CHUNK_BYTES,
-        )
-        if not raw:
-            raise _corrupt(log, f"ends at event {seq}, but should go to {stored.last_seq}")
-        try:
-            for event in map(event_pb2.Event.FromString, raw):
-                core.apply(event)
-        except DecodeError:
-            raise _corrupt(log, f"has an unreadable event soon after event {seq}") from None
-        seq += len(raw)
-        await asyncio.sleep(0)
-    core.earliest_seq = stored.earliest_seq
-    return core
 
 
 async def _folded(kept: Checkpoint | None) -> SessionState:
@@ -93,7 +101,3 @@ async def _folded(kept: Checkpoint | None) -> SessionState:
             state: SessionState = end.value
             return state
         await asyncio.sleep(0)
-
-
-def _corrupt(log: Log, what: str) -> BackchannelError:
-    return BackchannelError(Reason.LOG_CORRUPT, f"the log of this session ({log.address}) {what}")

@@ -43,16 +43,20 @@ class Readable(Protocol):
         """No turn runs, and everything decided is committed."""
         ...
 
-    def reader_changed(self, reader: Reader) -> None:
-        """The reader was closed or half-closed."""
-        ...
-
     def submit(self, frame: frame_pb2.ClientFrame, reader: Reader) -> None:
         """Take in a frame; its receipt goes to the reader."""
         ...
 
     async def room(self) -> None:
         """Wait while the log cannot take more."""
+        ...
+
+
+class Company(Protocol):
+    """What a reader needs of whoever keeps the session's readers."""
+
+    def changed(self, reader: Reader) -> None:
+        """The reader was closed or half-closed."""
         ...
 
     def offer_snapshots(self) -> None:
@@ -83,6 +87,7 @@ class Reader:
 
     Args:
         session: What to read.
+        company: All who read it.
         cursor: The seq of the last event that was handed out; None to begin with a snapshot.
         log: Where older events are.
         clock: Tells when silence has lasted too long.
@@ -93,6 +98,7 @@ class Reader:
     def __init__(
         self,
         session: Readable,
+        company: Company,
         cursor: int | None,
         log: Log,
         clock: Clock,
@@ -100,6 +106,7 @@ class Reader:
         lag: Lag,
     ) -> None:
         self._session = session
+        self._company = company
         self._ledger = session.ledger
         self._cursor = cursor or 0
         self._log = log
@@ -193,7 +200,7 @@ class Reader:
                 metadata={"after_seq": str(self._cursor)},
             )
         self.wants_snapshot = True
-        self._session.offer_snapshots()
+        self._company.offer_snapshots()
 
     def _at_end(self) -> bool:
         """All was handed out that this stream will ever carry."""
@@ -256,7 +263,7 @@ class Reader:
         if self._half_closed or self._closed:
             return
         self._half_closed = True
-        self._session.reader_changed(self)
+        self._company.changed(self)
         self.wake()
 
     def close_after(self, frame_id: str) -> None:
@@ -291,7 +298,7 @@ class Reader:
         self._make_room()
         if self._last_words is not None and not self._last_words.done():
             self._last_words.set_result(None)
-        self._session.reader_changed(self)
+        self._company.changed(self)
         self.wake()
 
     def __enter__(self) -> Self:

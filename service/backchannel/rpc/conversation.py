@@ -15,9 +15,9 @@ from typing import Any, Final, TypeAlias
 import grpc
 
 from backchannel.errors import BackchannelError, Reason
-from backchannel.host.host import Host
 from backchannel.host.live import LiveSession
 from backchannel.host.reader import Reader
+from backchannel.host.sessions import Sessions
 from backchannel.rpc import wire
 from backchannel.rpc.peers import is_forwarded, is_local
 from backchannel.v1 import conversation_service_pb2 as pb
@@ -26,8 +26,6 @@ from backchannel.v1 import frame_pb2
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["ConversationService"].full_name
 
 MAX_FRAME_ID_BYTES: Final = 128
-MAX_PAGE_SIZE: Final = 200
-DEFAULT_PAGE_SIZE: Final = 50
 
 Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 
@@ -36,16 +34,16 @@ class Conversations:
     """The service.
 
     Args:
-        host: Where the sessions run.
+        sessions: What it speaks to.
         open_timeout_s: How long a `Converse` may stay without its first frame.
         list_for_browsers: Whether who comes through the edge from this machine may list sessions.
             Not where another proxy may stand before it: that one is on this machine, too.
     """
 
     def __init__(
-        self, host: Host, *, open_timeout_s: float, list_for_browsers: bool = True
+        self, sessions: Sessions, *, open_timeout_s: float, list_for_browsers: bool = True
     ) -> None:
-        self._host = host
+        self._sessions = sessions
         self._list_for_browsers = list_for_browsers
         self._open_timeout_s = open_timeout_s
 
@@ -150,7 +148,7 @@ class Conversations:
     ) -> tuple[LiveSession, frame_pb2.Receipt]:
         """The session that an `Open` asks for, and its receipt."""
         if start.WhichOneof("start") == "create":
-            created = await self._host.create(start.create, frame_id=frame_id)
+            created = await self._sessions.create(start.create, frame_id=frame_id)
             return created.live, created.receipt
         live = await self._session(start.resume.session_id, field="open.resume.session_id")
         accepted = frame_pb2.RECEIPT_STATUS_ACCEPTED
@@ -193,7 +191,7 @@ class Conversations:
             BackchannelError: What is wrong with the configuration, `SESSION_EXISTS`, ….
         """
         fork = request.fork if request.HasField("fork") else None
-        created = await self._host.create(request.config, fork=fork)
+        created = await self._sessions.create(request.config, fork=fork)
         return pb.CreateSessionResponse(session=await created.live.view())
 
     async def get_session(
@@ -222,12 +220,8 @@ class Conversations:
                 "session ids are secrets here, so only callers on the server's own machine may"
                 " list them; name the session you know with GetSession",
             )
-        if request.page_size > MAX_PAGE_SIZE:
-            raise BackchannelError(
-                Reason.FIELD_OUT_OF_RANGE, f"must be at most {MAX_PAGE_SIZE}", field="page_size"
-            )
-        sessions, next_page_token = await self._host.list(
-            request.page_size or DEFAULT_PAGE_SIZE, request.page_token, request.filter
+        sessions, next_page_token = await self._sessions.list(
+            request.page_size, request.page_token, request.filter
         )
         return pb.ListSessionsResponse(sessions=sessions, next_page_token=next_page_token)
 
@@ -240,12 +234,12 @@ class Conversations:
             BackchannelError: `SESSION_NOT_FOUND`.
         """
         _require_session_id(request.session_id, "session_id")
-        await self._host.delete(request.session_id)
+        await self._sessions.delete(request.session_id)
         return pb.DeleteSessionResponse()
 
     async def _session(self, session_id: str, *, field: str = "session_id") -> LiveSession:
         _require_session_id(session_id, field)
-        return await self._host.get(session_id)
+        return await self._sessions.get(session_id)
 
 
 def _reader(live: LiveSession, wanted: frame_pb2.Resume | pb.AttachRequest) -> Reader:

@@ -189,7 +189,7 @@ class Server:
         server = self._grpc
         config = self.config
         conversations = Conversations(
-            self.host,
+            self.host.sessions,
             open_timeout_s=config.open_timeout_s,
             list_for_browsers=not config.edge_hosts and config.edge_address.is_local,
         )

@@ -19,7 +19,7 @@ WORDS = "one two three"
 
 def behind(edge: Site, stream: EventStream) -> int:
     """How many events are in the log that this stream has not got."""
-    (reader,) = edge.server.host._live.values()
+    (reader,) = edge.server.host.residents
     return reader.ledger.committed_seq - int(stream.last_event_id or 0)
 
 
@@ -216,7 +216,7 @@ async def test_a_browser_that_leaves_is_noticed_at_once(
         await gone(edge.server, session_id)
         record_property("noticed_ms", round(1000 * (time.perf_counter() - start_s), 1))
     # Before the next token, so not by failing to write one.
-    live = await edge.server.host.get(session_id)
+    live = await edge.server.host.sessions.get(session_id)
     assert live.ledger.committed_seq - int(seq) <= 1
 
 

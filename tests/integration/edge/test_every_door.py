@@ -154,7 +154,7 @@ async def test_who_leaves_by_any_door_is_gone_at_once(edge: Site, name: str) -> 
                 if event.HasField("output_delta"):
                     break
             assert len(readers(edge.server, SESSION)) == 1
-            live = await edge.server.host.get(SESSION)
+            live = await edge.server.host.sessions.get(SESSION)
             before = live.ledger.committed_seq
         await gone(edge.server, SESSION)
         assert live.ledger.committed_seq == before

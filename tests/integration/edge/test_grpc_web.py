@@ -53,7 +53,7 @@ async def test_each_token_comes_by_itself(
 ) -> None:
     session_id = await started(either, text, model="scripted/count", engine_options={"rate": "40"})
     await sent(either, text, session_id, frames.say("go"))
-    (live,) = edge.server.host._live.values()
+    (live,) = edge.server.host.residents
     late = 0
     async with web_call(either, "Attach", attach(session_id), text=text) as call:
         seq = 0

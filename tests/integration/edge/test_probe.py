@@ -18,7 +18,7 @@ async def test_all_is_well_at_envoy(edge: Site) -> None:
     (cancel,) = said.json["cancels"]
     assert cancel["stopped_after_s"] is not None
     # Nothing is left behind.
-    assert not edge.server.host._live
+    assert not edge.server.host.residents
 
 
 async def test_a_path_that_is_too_long(edge: Site) -> None:
@@ -40,4 +40,4 @@ async def test_all_is_well_at_grpc(edge: Site) -> None:
     assert "30 frames" in said.out
     assert "the server stops after" in said.out
     assert "answers after" in said.out
-    assert not edge.server.host._live
+    assert not edge.server.host.residents

@@ -250,15 +250,15 @@ async def test_who_stops_reading_holds_little_and_stops_nobody(edge: Site) -> No
             slow.send(f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
             async with events(browser, session_id) as stream:
                 await say(browser, session_id, "go")
-                (live,) = edge.server.host._live.values()
-                while len(live._readers) < 2:  # noqa: ASYNC110 - nothing tells
+                (live,) = edge.server.host.residents
+                while len(live.audience.readers) < 2:  # noqa: ASYNC110 - nothing tells
                     await asyncio.sleep(0.01)
                 sizes = []
                 while not stream.seen or stream.seen[-1].name != "turn_finished":
                     sent = await stream.next()
                     assert sent is not None
                     sizes.append(len(sent.data) + 30)
-                held = min(reader._cursor for reader in live._readers)
+                held = min(reader._cursor for reader in live.audience.readers)
             # What has left the service for somebody who takes nothing: sockets, windows, buffers,
             # and one frame.
             assert sum(sizes[:held]) < 1_000_000 < sum(sizes)

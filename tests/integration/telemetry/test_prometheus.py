@@ -187,7 +187,7 @@ async def engines_that_fail_and_queue(client: Client) -> None:
 
 async def readers_and_logs_in_trouble(client: Client, server: Server, log: MoodyLog) -> None:
     session = await client.create(model="scripted/count", engine_options={"rate": "50"})
-    live = await server.host.get(session.session_id)
+    live = await server.host.sessions.get(session.session_id)
     with live.attach(0, snapshot=False):  # It takes nothing.
         log.takes_s = 0.3
         await client.send(

@@ -28,7 +28,7 @@ async def forked(
     run: Running, parent: LiveSession, at_seq: int, sent: session_pb2.SessionConfig | None = None
 ) -> session_pb2.SessionConfig:
     fork = pb.Fork(session_id=parent.session_id, at_seq=at_seq)
-    created = await run.host.create(sent or session_pb2.SessionConfig(), fork=fork)
+    created = await run.host.sessions.create(sent or session_pb2.SessionConfig(), fork=fork)
     return (await created.live.view()).config
 
 
@@ -56,7 +56,7 @@ async def test_edit_and_retry() -> None:
         parent, stream = await talked(run, "one", "two")
         before_two = seq_of(stream, "input_accepted", 2) - 1
         fork = pb.Fork(session_id=parent.session_id, at_seq=before_two)
-        live = (await run.host.create(session_pb2.SessionConfig(), fork=fork)).live
+        live = (await run.host.sessions.create(session_pb2.SessionConfig(), fork=fork)).live
         edited = attach(live)
         await live.send(say("deux"))
         await edited.until("turn_finished")
@@ -64,7 +64,7 @@ async def test_edit_and_retry() -> None:
         whole = await parent.view()
         assert whole.last_seq == stream.seqs[-1], "the parent is as it was"
         stream.close()
-        await run.host.delete(parent.session_id)
+        await run.host.sessions.delete(parent.session_id)
         await live.send(say("trois"))
         await edited.until(lambda seen: seen.kinds.count("turn_finished") == 2)
         edited.close()
@@ -80,10 +80,14 @@ async def test_what_is_sent_replaces_what_the_parent_had() -> None:
         assert made.system == "Count."
         assert [tool.name for tool in made.tools] == ["other"]
         assert said(made) == ["one"]
-        again = await run.host.create(sent, fork=pb.Fork(session_id=parent.session_id, at_seq=3))
+        again = await run.host.sessions.create(
+            sent, fork=pb.Fork(session_id=parent.session_id, at_seq=3)
+        )
         assert again.duplicate
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(sent, fork=pb.Fork(session_id=parent.session_id, at_seq=4))
+            await run.host.sessions.create(
+                sent, fork=pb.Fork(session_id=parent.session_id, at_seq=4)
+            )
         assert refused.value.reason is Reason.SESSION_EXISTS
         stream.close()
 
@@ -125,7 +129,7 @@ async def test_a_place_that_there_is_not(
         parent, stream = await talked(run, "one")
         named = parent.session_id if session_id is None else session_id
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(
+            await run.host.sessions.create(
                 session_pb2.SessionConfig(), fork=pb.Fork(session_id=named, at_seq=at_seq)
             )
         assert refused.value.reason is reason
@@ -151,7 +155,7 @@ async def test_a_fork_of_a_fork() -> None:
     async with hosting() as run:
         parent, stream = await talked(run, "one")
         fork = pb.Fork(session_id=parent.session_id, at_seq=stream.seqs[-1])
-        child = (await run.host.create(session_pb2.SessionConfig(), fork=fork)).live
+        child = (await run.host.sessions.create(session_pb2.SessionConfig(), fork=fork)).live
         events = attach(child)
         await child.send(say("two"))
         await events.until("turn_finished")

@@ -21,7 +21,7 @@ def reason_of(caught: pytest.ExceptionInfo[BackchannelError]) -> Reason:
 
 async def test_a_created_session_is_in_the_log_with_its_defaults() -> None:
     async with hosting() as run:
-        created = await run.host.create(session_pb2.SessionConfig(), frame_id="open")
+        created = await run.host.sessions.create(session_pb2.SessionConfig(), frame_id="open")
         assert created.receipt == frame_pb2.Receipt(
             frame_id="open", status=frame_pb2.RECEIPT_STATUS_ACCEPTED, seq=1
         )
@@ -30,25 +30,25 @@ async def test_a_created_session_is_in_the_log_with_its_defaults() -> None:
         assert view.last_seq == 1
         assert 16 <= len(view.session_id) <= 64
         assert await run.log.load(view.session_id) is not None
-        other = await run.host.create(session_pb2.SessionConfig())
+        other = await run.host.sessions.create(session_pb2.SessionConfig())
         assert other.live.session_id != view.session_id
 
 
 async def test_creating_again_gives_the_same_session_or_is_refused() -> None:
     log = ShakyLog()
     async with hosting(log) as run:
-        first = await run.host.create(config(session_id=NAME))
-        again = await run.host.create(config(session_id=NAME), frame_id="f")
+        first = await run.host.sessions.create(config(session_id=NAME))
+        again = await run.host.sessions.create(config(session_id=NAME), frame_id="f")
         assert again.duplicate
         assert again.live is first.live
         assert again.receipt.status == frame_pb2.RECEIPT_STATUS_DUPLICATE
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(config(session_id=NAME, max_tokens=3))
+            await run.host.sessions.create(config(session_id=NAME, max_tokens=3))
         assert reason_of(refused) is Reason.SESSION_EXISTS
     async with hosting(log) as run:  # A new process knows it from the log.
-        assert (await run.host.create(config(session_id=NAME))).duplicate
+        assert (await run.host.sessions.create(config(session_id=NAME))).duplicate
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(config(session_id=NAME, max_tokens=3))
+            await run.host.sessions.create(config(session_id=NAME, max_tokens=3))
         assert reason_of(refused) is Reason.SESSION_EXISTS
 
 
@@ -56,8 +56,11 @@ async def test_creating_at_the_same_time_makes_one_session() -> None:
     log = ShakyLog()
     log.gate = asyncio.Event()
     async with hosting(log) as run:
-        tasks = [asyncio.create_task(run.host.create(config(session_id=NAME))) for _ in range(10)]
-        gets = [asyncio.create_task(run.host.get(NAME)) for _ in range(3)]
+        tasks = [
+            asyncio.create_task(run.host.sessions.create(config(session_id=NAME)))
+            for _ in range(10)
+        ]
+        gets = [asyncio.create_task(run.host.sessions.get(NAME)) for _ in range(3)]
         await settle()
         tasks[0].cancel()  # Whoever asked first leaves; the session comes all the same.
         log.gate.set()
@@ -70,16 +73,16 @@ async def test_creating_at_the_same_time_makes_one_session() -> None:
 async def test_concurrent_gets_load_once() -> None:
     log = ShakyLog()
     async with hosting(log) as run:
-        await run.host.create(config(session_id=NAME))
+        await run.host.sessions.create(config(session_id=NAME))
     async with hosting(log) as run:
-        found = await asyncio.gather(*(run.host.get(NAME) for _ in range(20)))
-        created = await run.host.create(config(session_id=NAME))
+        found = await asyncio.gather(*(run.host.sessions.get(NAME) for _ in range(20)))
+        created = await run.host.sessions.create(config(session_id=NAME))
         assert {id(live) for live in (*found, created.live)} == {id(found[0])}
 
 
 async def test_what_is_not_there_is_not_found() -> None:
     async with hosting() as run:
-        for work in (run.host.get, run.host.delete):
+        for work in (run.host.sessions.get, run.host.sessions.delete):
             with pytest.raises(BackchannelError) as refused:
                 await work(NAME)
             assert reason_of(refused) is Reason.SESSION_NOT_FOUND
@@ -98,7 +101,7 @@ async def test_a_bad_configuration_makes_nothing(
 ) -> None:
     async with hosting() as run:
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(made)
+            await run.host.sessions.create(made)
         assert reason_of(refused) is reason
         assert field in refused.value.field
         assert await run.log.count() == 0
@@ -111,7 +114,7 @@ async def test_sessions_are_bounded_and_a_deletion_makes_room() -> None:
         with pytest.raises(BackchannelError) as refused:
             await run.create()
         assert reason_of(refused) is Reason.SESSIONS_FULL
-        await run.host.delete(first.session_id)
+        await run.host.sessions.delete(first.session_id)
         await run.create()
 
 
@@ -127,31 +130,31 @@ async def test_deleting_tells_the_readers_and_retires_the_id() -> None:
             stream.close()
 
         reading = asyncio.create_task(read_and_close())
-        await run.host.delete(NAME)
+        await run.host.sessions.delete(NAME)
         await reading
         assert stream.kinds[-2:] == ["turn_finished", "session_closed"]
         assert stream.events[-1].session_closed.reason == "DELETED"
         with pytest.raises(BackchannelError) as refused:
-            await run.host.get(NAME)
+            await run.host.sessions.get(NAME)
         assert reason_of(refused) is Reason.SESSION_NOT_FOUND
         with pytest.raises(BackchannelError) as refused:
             await live.send(say())
         assert reason_of(refused) is Reason.SESSION_NOT_FOUND
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(config(session_id=NAME))
+            await run.host.sessions.create(config(session_id=NAME))
         assert reason_of(refused) is Reason.SESSION_ID_RETIRED
         await settle()
         engine = run.engines.resolve("scripted/stall")[0]
         assert engine.running == 0  # type: ignore[attr-defined] # scripted has it
         await run.clock.advance(24 * 3600 + 1)
-        assert not (await run.host.create(config(session_id=NAME))).duplicate
+        assert not (await run.host.sessions.create(config(session_id=NAME))).duplicate
 
 
 async def test_deleting_waits_for_a_slow_reader_only_so_long() -> None:
     async with hosting() as run:
         live = (await run.create(session_id=NAME)).live
         stream = attach(live)
-        deleting = asyncio.create_task(run.host.delete(NAME))
+        deleting = asyncio.create_task(run.host.sessions.delete(NAME))
         await run.clock.advance(1.9)
         assert not deleting.done()
         await run.clock.advance(0.2)
@@ -165,12 +168,12 @@ async def test_deleting_waits_for_a_slow_reader_only_so_long() -> None:
 async def test_deleting_what_is_not_in_memory() -> None:
     log = ShakyLog()
     async with hosting(log) as run:
-        await run.host.create(config(session_id=NAME))
+        await run.host.sessions.create(config(session_id=NAME))
     async with hosting(log) as run:
-        await run.host.delete(NAME)
+        await run.host.sessions.delete(NAME)
         assert await log.count() == 0
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(config(session_id=NAME))
+            await run.host.sessions.create(config(session_id=NAME))
         assert reason_of(refused) is Reason.SESSION_ID_RETIRED
 
 
@@ -184,13 +187,13 @@ async def test_idle_sessions_make_room_in_memory_and_come_back() -> None:
             await run.create()
         assert reason_of(refused) is Reason.SESSIONS_FULL
         await run.clock.advance(11)
-        await run.host.get(lives[2].session_id)  # Just used.
+        await run.host.sessions.get(lives[2].session_id)  # Just used.
         new = (await run.create()).live
         with pytest.raises(BackchannelError) as refused:
             await lives[1].send(say())
         assert refused.value.retry_after_s  # Ask again for it.
         await run.clock.advance(11)
-        back = await run.host.get(lives[1].session_id)
+        back = await run.host.sessions.get(lives[1].session_id)
         assert back is not lives[1]
         assert (await back.view()).last_seq == 6
         await lives[0].send(say())
@@ -211,7 +214,7 @@ async def test_listing_in_pages_newest_first() -> None:
         order = [made[index].session_id for index in (1, 4, 3, 2, 0)]
         listed, token, sizes = [], "", []
         for _ in itertools.count():
-            page, token = await run.host.list(2, token, "")
+            page, token = await run.host.sessions.list(2, token, "")
             listed += page
             sizes.append(len(page))
             if not token:
@@ -219,13 +222,13 @@ async def test_listing_in_pages_newest_first() -> None:
         assert [session.session_id for session in listed] == order
         assert sizes == [2, 2, 1]
         assert listed[0].last_seq == 6
-        assert (await run.host.list(0, "", ""))[0] == listed
+        assert (await run.host.sessions.list(0, "", ""))[0] == listed
         for bad in ("x", "!!", token + "eA=="):
             with pytest.raises(BackchannelError) as refused:
-                await run.host.list(2, bad, "")
+                await run.host.sessions.list(2, bad, "")
             assert refused.value.field == "page_token"
         with pytest.raises(BackchannelError) as refused:
-            await run.host.list(2, "", "labels.a = b")
+            await run.host.sessions.list(2, "", "labels.a = b")
         assert (reason_of(refused), refused.value.field) == (Reason.FIELD_INVALID, "filter")
         stream.close()
 
@@ -262,7 +265,7 @@ async def test_a_restart_ends_what_ran_and_goes_on_with_what_waits() -> None:
     assert await log.active() == [NAME]
     async with hosting(log) as run:
         await run.host.recover()
-        live = await run.host.get(NAME)
+        live = await run.host.sessions.get(NAME)
         stream = attach(live, before[-1].seq)
         await stream.until("turn_started")
         finish = stream.events[0].turn_finished
@@ -286,7 +289,7 @@ async def test_a_message_accepted_before_the_end_is_answered_after_it() -> None:
         assert (await sending).seq == 2
     async with hosting(log) as run:
         await run.host.recover()
-        live = await run.host.get(NAME)
+        live = await run.host.sessions.get(NAME)
         receipt = await live.send(say(frame_id="a"))
         assert (receipt.status, receipt.seq) == (frame_pb2.RECEIPT_STATUS_DUPLICATE, 2)
         stream = attach(live)

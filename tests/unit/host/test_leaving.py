@@ -32,7 +32,7 @@ class LastingLog(ShakyLog):
 
 
 async def speaking(run: Running, made: session_pb2.SessionConfig) -> Stream:
-    live = (await run.host.create(made)).live
+    live = (await run.host.sessions.create(made)).live
     stream = attach(live)
     await live.send(say(frame_id="f"))
     return await stream.until(lambda s: s.text.endswith("5"))
@@ -100,7 +100,7 @@ async def test_where_the_log_survives_the_turn_is_left_to_be_resumed() -> None:
         stream.close()
     async with hosting(log) as run:
         await run.host.recover()
-        again = attach(await run.host.get(NAME), last)
+        again = attach(await run.host.sessions.get(NAME), last)
         await again.until("turn_finished")
         assert again.seqs[0] == last + 1
         again.close()
@@ -118,7 +118,7 @@ async def test_under_cancel_now_the_turn_ends_even_so() -> None:
 async def test_readers_that_leave_as_they_were_told_cancel_nothing() -> None:
     async with hosting(LastingLog()) as run:
         stream = await speaking(run, config("scripted/stall", action=CANCEL_NOW))
-        live = await run.host.get(stream.reader._session.session_id)
+        live = await run.host.sessions.get(stream.reader._session.session_id)
         draining = asyncio.create_task(run.host.drain(10))
         await stream.until(gone_away)
         stream.close()
@@ -133,8 +133,8 @@ async def test_while_draining_a_stop_works_and_new_work_is_refused() -> None:
         stream = await speaking(run, config("scripted/stall", session_id=NAME))
         draining = asyncio.create_task(run.host.drain(10))
         await settle()
-        assert run.host.draining
-        live = await run.host.get(NAME)
+        assert run.host.sessions.leaving
+        live = await run.host.sessions.get(NAME)
         with pytest.raises(BackchannelError) as refused:
             await run.create()
         assert refused.value.reason is Reason.DRAINING
@@ -187,7 +187,7 @@ async def test_grace_cancels_when_nobody_comes_back() -> None:
         last = stream.seqs[-1]
         stream.close()
         await run.clock.advance(29)
-        live = await run.host.get(NAME)
+        live = await run.host.sessions.get(NAME)
         assert (await live.view()).running_turn_id
         await run.clock.advance(1.1)
         assert not (await live.view()).running_turn_id
@@ -204,16 +204,16 @@ async def test_coming_back_within_the_grace_saves_the_turn() -> None:
         stream = await speaking(run, config("scripted/stall", grace_s=30, session_id=NAME))
         stream.close()
         await run.clock.advance(29)
-        again = attach(await run.host.get(NAME), stream.seqs[-1])
+        again = attach(await run.host.sessions.get(NAME), stream.seqs[-1])
         await run.clock.advance(60)
-        assert (await (await run.host.get(NAME)).view()).running_turn_id
+        assert (await (await run.host.sessions.get(NAME)).view()).running_turn_id
         again.close()
 
 
 async def test_one_of_two_readers_may_leave() -> None:
     async with hosting() as run:
         stream = await speaking(run, config("scripted/stall", action=CANCEL_NOW, session_id=NAME))
-        live = await run.host.get(NAME)
+        live = await run.host.sessions.get(NAME)
         other = attach(live)
         stream.close()
         await settle()
@@ -227,7 +227,7 @@ async def test_one_of_two_readers_may_leave() -> None:
 
 async def test_under_continue_the_turn_needs_no_reader() -> None:
     async with hosting() as run:
-        live = (await run.host.create(config("scripted/count", action=CONTINUE))).live
+        live = (await run.host.sessions.create(config("scripted/count", action=CONTINUE))).live
         await live.send(say())
         await live.rest()
         view = await live.view()

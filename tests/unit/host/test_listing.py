@@ -96,17 +96,20 @@ async def test_sessions_are_listed_by_label_page_by_page() -> None:
     async with hosting() as run:
         made = []
         for n in range(7):
-            made.append((await run.host.create(labelled(odd=str(n % 2)))).live.session_id)
+            made.append((await run.host.sessions.create(labelled(odd=str(n % 2)))).live.session_id)
             await run.clock.advance(1)
         found, token = [], ""
         while True:
-            page, token = await run.host.list(2, token, 'labels.odd = "0"')
+            page, token = await run.host.sessions.list(2, token, 'labels.odd = "0"')
             assert {session.config.labels["odd"] for session in page} <= {"0"}
             found += [session.session_id for session in page]
             if not token:
                 break
         assert found == made[::2][::-1]
-        assert (await run.host.list(2, "", 'labels.odd = "0" AND labels.odd = "1"')) == ([], "")
+        assert (await run.host.sessions.list(2, "", 'labels.odd = "0" AND labels.odd = "1"')) == (
+            [],
+            "",
+        )
 
 
 async def test_a_history_is_neither_listed_nor_written_with_each_summary() -> None:
@@ -117,7 +120,7 @@ async def test_a_history_is_neither_listed_nor_written_with_each_summary() -> No
         for _ in range(20):
             message = wanted.history.add(role=session_pb2.ROLE_USER)
             message.parts.add(text="long ago " * 8_000)
-        live = (await run.host.create(wanted)).live
+        live = (await run.host.sessions.create(wanted)).live
         stream = attach(live)
         for _ in range(3):
             await live.send(say())
@@ -129,12 +132,12 @@ async def test_a_history_is_neither_listed_nor_written_with_each_summary() -> No
         origins = [append.origin for batch in log.batches for append in batch if append.origin]
         assert len(origins) == 1
         assert len(origins[0].session) < 2 * len(wanted.system)
-        (listed,), _ = await run.host.list(0, "", "")
+        (listed,), _ = await run.host.sessions.list(0, "", "")
         whole = await live.view()
         stream.close()
     # As it is in memory, and as it is in the log.
     async with hosting(log) as run:
-        (logged,), _ = await run.host.list(0, "", "")
+        (logged,), _ = await run.host.sessions.list(0, "", "")
     assert len(whole.config.history) == 20
     whole.config.ClearField("history")
     assert listed == logged == whole
@@ -146,9 +149,9 @@ async def test_a_page_of_large_sessions_is_short_and_goes_on() -> None:
         wanted.system = "x" * (600 * 1024)
         made = []
         for _ in range(3):
-            made.append((await run.host.create(wanted)).live.session_id)
+            made.append((await run.host.sessions.create(wanted)).live.session_id)
             await run.clock.advance(1)
-        first, token = await run.host.list(3, "", "")
-        rest, end = await run.host.list(3, token, "")
+        first, token = await run.host.sessions.list(3, "", "")
+        rest, end = await run.host.sessions.list(3, token, "")
         assert [session.session_id for session in first + rest] == made[::-1]
         assert (len(first), end) == (2, "")

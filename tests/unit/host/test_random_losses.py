@@ -112,7 +112,7 @@ class Story:
 
         async def sending() -> None:
             with contextlib.suppress(BackchannelError):
-                receipt = await (await self.host.get(NAME)).send(frame)
+                receipt = await (await self.host.sessions.get(NAME)).send(frame)
                 self.note(receipt)
 
         self.tasks.append(asyncio.create_task(sending()))
@@ -131,7 +131,7 @@ class Story:
         async def reading() -> None:
             with contextlib.suppress(BackchannelError):
                 after = max(self.read, default=0) if self.rng.random() < 0.5 else 0
-                stream = attach(await self.host.get(NAME), after)
+                stream = attach(await self.host.sessions.get(NAME), after)
                 try:
                     await self.follow(stream, after)
                 finally:
@@ -225,7 +225,7 @@ async def tell(model: str, seed: int, steps: Sequence[str]) -> None:
     async with EngineRegistry({"scripted": {}}, plugins=()) as engines:
         story = Story(engines, seed)
         await story.begin()
-        await story.host.create(
+        await story.host.sessions.create(
             config(model, session_id=NAME, max_tokens=12, tools=["look"], action=None)
         )
         for number, what in enumerate(steps):

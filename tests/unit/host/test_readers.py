@@ -326,7 +326,7 @@ async def test_two_hundred_sessions_at_once() -> None:
     async with hosting() as run:
 
         async def one(number: int) -> Stream:
-            live = (await run.host.create(config(max_tokens=50))).live
+            live = (await run.host.sessions.create(config(max_tokens=50))).live
             stream = attach(live)
             live.submit(say(frame_id="f"), stream.reader)
             await stream.until("turn_finished")

@@ -35,7 +35,7 @@ async def test_the_past_is_trimmed_behind_a_checkpoint_and_the_session_goes_on(l
         stream = attach(live)
         await live.send(say(frame_id="f1"))
         await stream.until("turn_finished")
-        await run.host.sweep()
+        await run.host.sweep.round()
         view = await live.view()
         assert view.last_seq == 104
         assert view.earliest_seq == 55
@@ -66,10 +66,10 @@ async def test_a_trimmed_session_comes_back_after_a_restart(tmp_path: Path) -> N
         live = (await run.create(session_id=NAME)).live
         await live.send(say(frame_id="f1"))
         await live.rest()
-        await run.host.sweep()
+        await run.host.sweep.round()
         before = await live.view()
     async with hosting(open_log(url), settings=SMALL) as run:
-        live = await run.host.get(NAME)
+        live = await run.host.sessions.get(NAME)
         assert await live.view() == before
         assert (await live.send(say(frame_id="f1"))).seq == 2
         await live.send(say(frame_id="f2"))
@@ -92,7 +92,7 @@ async def test_a_busy_session_is_trimmed_between_two_turns() -> None:
         log.gate = asyncio.Event()
         sending = asyncio.create_task(live.send(say()))
         await settle()
-        await run.host.sweep()  # In mid-turn: it can only be remembered.
+        await run.host.sweep.round()  # In mid-turn: it can only be remembered.
         assert live.retention_due
         assert (await run.log.load(NAME)).earliest_seq == 1  # type: ignore[union-attr] # there
         log.gate.set()
@@ -110,7 +110,7 @@ async def test_a_reader_overtaken_by_retention_is_told() -> None:
         slow, quick = attach(live), attach(live)
         await live.send(say())
         await quick.until("turn_finished")
-        await run.host.sweep()
+        await run.host.sweep.round()
         with pytest.raises(BackchannelError) as ended:
             await slow.to_end()
         assert ended.value.reason is Reason.CURSOR_TRIMMED
@@ -132,16 +132,16 @@ async def test_sessions_expire_with_their_readers_told(log: Log) -> None:
 
         reading = asyncio.create_task(read_and_close())
         await run.clock.advance(6 * DAY_S)
-        await run.host.sweep()
-        assert await run.host.get(NAME) is live
+        await run.host.sweep.round()
+        assert await run.host.sessions.get(NAME) is live
         await run.clock.advance(DAY_S + 61)
         async with asyncio.timeout(10):
             while await run.log.count():
-                await run.host.sweep()
+                await run.host.sweep.round()
         await reading
         assert stream.events[-1].session_closed.reason == "EXPIRED"
         with pytest.raises(BackchannelError) as refused:
-            await run.host.get(NAME)
+            await run.host.sessions.get(NAME)
         assert refused.value.reason is Reason.SESSION_NOT_FOUND
 
 
@@ -177,7 +177,7 @@ async def test_a_deletion_that_was_cut_short_is_finished_later() -> None:
         # And here the process dies.
     async with hosting(log) as run:
         with pytest.raises(BackchannelError) as refused:
-            await run.host.get(NAME)
+            await run.host.sessions.get(NAME)
         assert refused.value.reason is Reason.SESSION_NOT_FOUND
         assert await log.count() == 0
 
@@ -196,11 +196,11 @@ async def test_the_time_until_a_session_expires_can_be_set(log: Log) -> None:
         await live.send(say())
         await stream.until("turn_finished")
         await run.clock.advance(599)
-        await run.host.sweep()
-        assert await run.host.get(NAME) is live
+        await run.host.sweep.round()
+        assert await run.host.sessions.get(NAME) is live
         stream.close()
         await run.clock.advance(1)
-        await run.host.sweep()
+        await run.host.sweep.round()
         assert await run.log.count() == 0
 
 
@@ -210,7 +210,7 @@ async def test_a_session_at_work_is_not_idle(model: str, log: Log) -> None:
     async with hosting(log, settings=settings) as run:
         wanted = config(model, session_id=NAME, tools=["look"], action=CONTINUE)
         wanted.tools[0].idle_timeout.seconds = wanted.tools[0].timeout.seconds = 3600
-        live = (await run.host.create(wanted)).live
+        live = (await run.host.sessions.create(wanted)).live
         stream = attach(live)
         await live.send(say())
         at_work = "tool_call_ready" if model == "scripted/tool" else "output_delta"
@@ -219,8 +219,8 @@ async def test_a_session_at_work_is_not_idle(model: str, log: Log) -> None:
         await run.clock.advance(300)
         # Not even asked about, so that those that are idle are not hidden behind it.
         assert await run.log.expired(run.clock.now_ns(), 9) == []
-        await run.host.sweep()
-        assert await run.host.get(NAME) is live
+        await run.host.sweep.round()
+        assert await run.host.sessions.get(NAME) is live
         if model == "scripted/stall":
             await live.send(interrupt(stream.turn_id))
         else:
@@ -234,7 +234,7 @@ async def test_a_session_at_work_is_not_idle(model: str, log: Log) -> None:
         await run.clock.advance(59)
         assert await run.log.expired(run.clock.now_ns(), 9) == []
         await run.clock.advance(1)
-        await run.host.sweep()
+        await run.host.sweep.round()
         assert await run.log.count() == 0
 
 
@@ -267,7 +267,7 @@ async def test_no_more_than_so_many_events_are_read_to_open_a_long_session() -> 
         assert before.earliest_seq == 1
     log.events_read = 0
     async with hosting(log, settings=settings) as run:
-        live = await run.host.get(NAME)
+        live = await run.host.sessions.get(NAME)
         assert await live.view() == before
         assert (await live.send(say(frame_id="f0"))).seq == 2
     # A turn may begin just before it is time.
@@ -294,7 +294,7 @@ async def test_a_session_that_never_rests_gets_its_checkpoint_from_the_log() -> 
         stored = await run.log.load(NAME)
         assert stored is not None
         seq = stored.checkpoint.seq if stored.checkpoint else 0
-        await run.host.sweep()
+        await run.host.sweep.round()
         stored = await run.log.load(NAME)
         assert stored is not None
         assert stored.checkpoint is not None
@@ -311,16 +311,16 @@ async def test_a_session_that_is_not_in_memory_is_trimmed(log: Log) -> None:
         before = await live.view()
         # The process ends; the next one has not taken the session up.
         live.forget(draining_error())
-        run.host._gone(live)
+        run.host.residents.remove(live)
         kept = HostConfig(retention=Retention(max_events=50), sweep_s=DAY_S)
         async with Host(log=run.log, engines=run.engines, config=kept, clock=run.clock) as another:
-            await another.sweep()
+            await another.sweep.round()
             stored = await run.log.load(NAME)
             assert stored is not None
             assert stored.earliest_seq == 55
             assert stored.checkpoint is not None
-            assert not another._live
-            live = await another.get(NAME)
+            assert not another.residents
+            live = await another.sessions.get(NAME)
             before.earliest_seq = 55
             assert await live.view() == before
             assert (await live.send(say(frame_id="f1"))).seq == 2
@@ -342,5 +342,5 @@ async def test_a_sweep_asks_the_log_once_however_many_sessions_there_are() -> No
         live = (await run.create(session_id=NAME)).live
         await live.send(say())
         await live.rest()
-        await run.host.sweep()
+        await run.host.sweep.round()
         assert asked == [NAME]

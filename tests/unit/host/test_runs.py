@@ -537,7 +537,7 @@ async def test_what_is_busy_is_passed_over_and_one_that_may_not_wait_at_once() -
 async def test_there_is_room_until_every_target_is_full() -> None:
     limits = {name: {"max_parallel": 1, "max_waiting": 0} for name in ("first", "second")}
     async with at_desks([Desk("first"), Desk("second")], limits) as run:
-        runner = run.host._resources.runner
+        runner = run.host.sessions._resources.runner
         streams = []
         for _ in range(2):
             runner.check_room("any")
@@ -561,7 +561,7 @@ async def test_a_target_that_cannot_is_passed_over_without_a_place() -> None:
         await holder.until("output_delta")
         created = config("any")
         created.response_format.json_schema = "{}"
-        live = (await run.host.create(created)).live
+        live = (await run.host.sessions.create(created)).live
         stream = attach(live)
         live.submit(say(frame_id="f"), stream.reader)
         await stream.until("turn_finished")
@@ -575,7 +575,7 @@ async def test_what_no_target_can_do_is_refused_and_each_says_why() -> None:
         created = config("any")
         created.response_format.grammar = "root ::= x"
         with pytest.raises(BackchannelError) as refused:
-            await run.host.create(created)
+            await run.host.sessions.create(created)
         error = refused.value
         assert (error.reason, error.field) == (
             Reason.CAPABILITY_MISSING,

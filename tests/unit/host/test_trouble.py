@@ -110,13 +110,13 @@ async def test_a_damaged_log_ends_the_readers_with_data_loss_and_the_process_sta
             await ending
         assert ended.value.reason is Reason.LOG_CORRUPT
         with pytest.raises(BackchannelError) as refused:
-            await run.host.get(NAME)
+            await run.host.sessions.get(NAME)
         assert refused.value.reason is Reason.LOG_CORRUPT
         stream.close()
         log.refuse = None
         await run.create()
         # Even so it can be deleted.
-        await run.host.delete(NAME)
+        await run.host.sessions.delete(NAME)
         assert await log.count() == 1
 
 
