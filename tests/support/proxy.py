@@ -12,9 +12,11 @@ class Proxy:
 
     Args:
         target: `host:port` of the server.
+        listen: The address to listen at, any free port of it.
     """
 
-    def __init__(self, target: str) -> None:
+    def __init__(self, target: str, *, listen: str = "127.0.0.1") -> None:
+        self._listen = listen
         host, _, port = target.rpartition(":")
         self._target = (host, int(port))
         self._writers: set[asyncio.StreamWriter] = set()
@@ -24,9 +26,9 @@ class Proxy:
         self.connections = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        self._server = await asyncio.start_server(self._accept, self._listen, 0)
         port = self._server.sockets[0].getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
+        self.address = f"{self._listen}:{port}"
         return self
 
     async def __aexit__(self, *error: object) -> None:

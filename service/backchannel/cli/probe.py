@@ -13,9 +13,10 @@ from backchannel.cli.connect import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE, J
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from backchannel.probe.measured import Measured
     from backchannel.probe.plan import Plan, Tell
     from backchannel.probe.reach import Trust
-    from backchannel.probe.verdict import Finding, Measured
+    from backchannel.probe.verdict import Finding
 
 # The longest silence that the server's own Envoy leaves alone is 60 s.
 _MAX_IDLE_S: Final = 50.0
@@ -60,8 +61,9 @@ def probe(
     """Tell whether something on the way eats the stream, and what to set against it.
 
     Sends frames at known times through every door of the URL and looks at when they arrive; leaves
-    a stream silent; leaves an answer to see whether the server hears of it. Makes sessions of the
-    model `scripted/count` for it, and deletes them.
+    a stream silent; leaves an answer to see whether the server hears of it; asks for the ids of
+    sessions, which are secrets. Makes sessions of the model `scripted/count` for it, and deletes
+    them.
 
     **Examples**
 
@@ -79,9 +81,10 @@ def probe(
     """
     import asyncio
 
+    from backchannel.probe.measured import Measured
     from backchannel.probe.plan import Plan, UnreachableError
     from backchannel.probe.reach import Trust
-    from backchannel.probe.verdict import Finding, Measured, judge
+    from backchannel.probe.verdict import Finding, judge
 
     try:
         plan = Plan(frames=frames, interval_s=interval, idle_s=idle)
@@ -184,6 +187,13 @@ def _print(measured: Measured, findings: Sequence[Finding], *, wrong: bool) -> N
         after = cancel.stopped_after_s
         said = "not heard" if after is None else f"the server stops after {after * 1000:.0f} ms"
         rows.append([cancel.door, "leaving", said])
+    for calls in measured.calls:
+        each = f"{calls.answered} answered, each within {calls.slowest_s * 1000:.0f} ms"
+        rows.append([calls.door, "calls", each if calls.refusal is None else "none"])
+    for listing in measured.listings:
+        where = "to this machine" if listing.local else "to anybody"
+        said = f"told {where}" if listing.listed else "not told"
+        rows.append([listing.door, "session ids", said])
     print_table(["door", "what", "measured"], rows)
     for finding in findings:
         kind = ("note: " if finding.note else "") + finding.kind.replace("_", " ")
@@ -219,4 +229,6 @@ def _as_json(measured: Measured, findings: Sequence[Finding], *, ok: bool) -> di
         "silences": [asdict(silence) for silence in measured.silences],
         "duplexes": [asdict(call) for call in measured.duplexes],
         "cancels": [asdict(cancel) for cancel in measured.cancels],
+        "calls": [asdict(calls) for calls in measured.calls],
+        "listings": [asdict(listing) for listing in measured.listings],
     }

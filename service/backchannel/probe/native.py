@@ -19,18 +19,19 @@ import grpc
 import httpx
 
 from backchannel.listen import Address
-from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
-from backchannel.probe.reach import Trust, agree_on_tls, authorities, knock, speaks
-from backchannel.probe.verdict import (
+from backchannel.probe.measured import (
     DUPLEX,
     Arrival,
     Cancel,
     Duplex,
+    Listing,
     Measured,
     Refusal,
     Silence,
     Stream,
 )
+from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
+from backchannel.probe.reach import Trust, agree_on_tls, authorities, is_local, knock, speaks
 from backchannel.v1 import (
     conversation_service_pb2,
     conversation_service_pb2_grpc,
@@ -82,6 +83,7 @@ async def measure(address: Address, *, tls: bool, trust: Trust, plan: Plan, tell
             silence = group.create_task(_silence(channel, plan, tell))
             cancel = group.create_task(_cancel(channel))
             duplex = group.create_task(_duplex(channel, plan, tell))
+            listing = group.create_task(_listing(channel, address))
     left = cancel.result()
     answered, quiet = duplex.result()
     measured = stream.result()
@@ -93,6 +95,7 @@ async def measure(address: Address, *, tls: bool, trust: Trust, plan: Plan, tell
         silences=[found for found in (silence.result(), quiet) if found],
         cancels=[left] if left else [],
         duplexes=[answered] if answered else [],
+        listings=[found] if (found := listing.result()) else [],
     )
 
 
@@ -186,7 +189,7 @@ async def _silence(channel: grpc.aio.Channel, plan: Plan, tell: Tell) -> Silence
         if not count:
             return None  # The other stream has it.
     cut_s = None if count == 2 else time.monotonic() - began_s
-    return Silence(DOOR, plan.idle_s, cut_s, _server_in(await call.initial_metadata()))
+    return Silence(DOOR, plan.idle_s, cut_s, server=_server_in(await call.initial_metadata()))
 
 
 async def _duplex(
@@ -207,12 +210,12 @@ async def _duplex(
             DUPLEX,
             PATIENCE_S,
             time.monotonic() - began_s,
-            _server_in(await call.initial_metadata()),
+            server=_server_in(await call.initial_metadata()),
         )
         if not plan.idle_s:
             return answered, None
         cut_s = await _quiet(call, plan, tell)
-        return answered, Silence(DUPLEX, plan.idle_s, cut_s, answered.server)
+        return answered, Silence(DUPLEX, plan.idle_s, cut_s, server=answered.server)
     except TimeoutError:
         return Duplex(DUPLEX, PATIENCE_S, None), None
     except (grpc.aio.AioRpcError, grpc.aio.UsageError, asyncio.InvalidStateError):
@@ -252,6 +255,22 @@ async def _quiet(call: _Converse, plan: Plan, tell: Tell) -> float | None:
     finally:
         reading.cancel()
         await asyncio.wait({reading})
+
+
+async def _listing(channel: grpc.aio.Channel, address: Address) -> Listing | None:
+    """Ask for the sessions, whose ids are secrets."""
+    stub = conversation_service_pb2_grpc.ConversationServiceStub(channel)
+    call = stub.ListSessions(
+        conversation_service_pb2.ListSessionsRequest(page_size=1), timeout=PATIENCE_S
+    )
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        if error.code() is not grpc.StatusCode.PERMISSION_DENIED:
+            return None  # The streams have it.
+    listed = await call.code() is grpc.StatusCode.OK
+    server = _server_in(await call.initial_metadata())
+    return Listing(DOOR, listed, await is_local(address), server=server)
 
 
 async def _cancel(channel: grpc.aio.Channel) -> Cancel | None:

@@ -127,6 +127,18 @@ async def speaks(address: Address) -> Language:
     return "nothing known"
 
 
+async def is_local(address: Address) -> bool:
+    """Whether an address can be reached from its own machine alone, also one that has a name."""
+    if address.port is None or address.is_local:
+        return True
+    loop = asyncio.get_running_loop()
+    try:
+        found = await loop.getaddrinfo(address.host, address.port, type=socket.SOCK_STREAM)
+    except OSError:
+        return False
+    return all(Address(str(place[0]), address.port).is_local for *_, place in found)
+
+
 async def knock(address: Address) -> None:
     """See whether anybody listens.
 

@@ -17,9 +17,18 @@ import httpx
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from backchannel.listen import Address
+from backchannel.probe import rest
+from backchannel.probe.answers import SESSIONS, RefusedError, is_kind, json_of, said_in, server_of
+from backchannel.probe.measured import (
+    Arrival,
+    Cancel,
+    Measured,
+    Refusal,
+    Silence,
+    Stream,
+)
 from backchannel.probe.plan import CANCEL_WAIT_S, PATIENCE_S, Plan, Tell, UnreachableError, leaves
 from backchannel.probe.reach import Trust, agree_on_tls, knock, speaks
-from backchannel.probe.verdict import Arrival, Cancel, Measured, Refusal, Silence, Stream
 from backchannel.probe.wire import ServerSentEvents, WebFrames, WireError
 from backchannel.v1 import probe_service_pb2
 
@@ -27,24 +36,10 @@ WEB: Final = "gRPC-Web"
 SSE: Final = "SSE"
 
 _PROBE: Final = "/backchannel.v1.ProbeService/Probe"
-_SESSIONS: Final = "/v1/sessions"
 # gRPC's: what answers has no such method, at least not under this path.
 _UNIMPLEMENTED: Final = str(grpc.StatusCode.UNIMPLEMENTED.value[0])
 # To meet a large first piece at least once, when every other one is.
 _TRIES: Final = 12
-
-
-class _RefusedError(Exception):
-    """The answer is not the one of Backchannel."""
-
-    def __init__(
-        self, response: httpx.Response, said: str = "", *, status: int | None = None
-    ) -> None:
-        request = f"{response.request.method} {_public(response.request.url.path)}"
-        location = _public(response.headers.get("location", ""))[:200]
-        status = response.status_code if status is None else status
-        self.refusal = Refusal(request, status, said, location)
-        self.response = response
 
 
 async def measure(url: str, *, trust: Trust, plan: Plan, tell: Tell) -> Measured:
@@ -92,12 +87,16 @@ async def measure(url: str, *, trust: Trust, plan: Plan, tell: Tell) -> Measured
             web_silence = group.create_task(_web_silence(client, plan, tell))
             sse_silence = group.create_task(_sse_silence(client, plan, tell))
             cancel = group.create_task(_cancel(client, browser))
+            calls = group.create_task(rest.calls(client))
+            listing = group.create_task(rest.listing(client, address))
     left = cancel.result()
     return Measured(
         url=url,
         streams=[web.result(), sse.result()],
         silences=[found for task in (web_silence, sse_silence) if (found := task.result())],
         cancels=[left] if left else [],
+        calls=[made] if (made := calls.result()) else [],
+        listings=[told] if (told := listing.result()) else [],
     )
 
 
@@ -142,13 +141,13 @@ async def _probe(
     headers = {"content-type": kind, "accept": kind, "x-grpc-web": "1"}
     body = struct.pack(">BI", 0, len(raw)) + raw
     async with client.stream("POST", _PROBE, content=body, headers=headers) as response:
-        if not _is(response, "application/grpc-web"):
-            raise _RefusedError(response)
+        if not is_kind(response, "application/grpc-web"):
+            raise RefusedError(response)
         status = response.headers.get("grpc-status", "0")
         if status == _UNIMPLEMENTED:
-            raise _RefusedError(response, status=0)
+            raise RefusedError(response, status=0)
         if status != "0":
-            raise _RefusedError(response, response.headers.get("grpc-message") or f"code {status}")
+            raise RefusedError(response, response.headers.get("grpc-message") or f"code {status}")
         yield response
 
 
@@ -166,12 +165,12 @@ async def _web_stream(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Stre
                     sent = probe_service_pb2.ProbeResponse.FromString(raw).send_time
                     arrivals.append(Arrival(sent.ToNanoseconds() / 1e9, time.monotonic()))
                     tell(WEB, len(arrivals), plan.frames)
-    except _RefusedError as error:
+    except RefusedError as error:
         return _stream(WEB, error.response, refusal=error.refusal)
     except (httpx.HTTPError, WireError, TimeoutError):
         pass  # `whole` says so.
     if frames.status and not arrivals and answer is not None:
-        refused = _RefusedError(answer, frames.message or f"code {frames.status}")
+        refused = RefusedError(answer, frames.message or f"code {frames.status}")
         return _stream(WEB, answer, refusal=refused.refusal)
     return _stream(WEB, answer, arrivals=arrivals, whole=frames.status == 0)
 
@@ -190,16 +189,17 @@ async def _web_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Sil
             asyncio.timeout(plan.idle_s + PATIENCE_S),
             _probe(client, 2, plan.idle_s) as answer,
         ):
-            server = _server(answer)
+            server = server_of(answer)
             async for chunk in answer.aiter_bytes():
                 count += len(frames.feed(chunk))
-    except _RefusedError as error:
+    except RefusedError as error:
         if error.refusal.status != httpx.codes.GATEWAY_TIMEOUT:
             return None  # The other stream has it.
-        server = _server(error.response)
+        server = server_of(error.response)
     except (httpx.HTTPError, WireError, TimeoutError):
         pass
-    return Silence(WEB, plan.idle_s, None if count == 2 else time.monotonic() - began_s, server)
+    cut_s = None if count == 2 else time.monotonic() - began_s
+    return Silence(WEB, plan.idle_s, cut_s, server=server)
 
 
 # --- server-sent events -----------------------------------------------------------------------
@@ -209,11 +209,11 @@ async def _web_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Sil
 async def _session(client: httpx.AsyncClient, **config: Any) -> AsyncIterator[str]:
     """A session of the counting model, deleted at the end; its path."""
     given = {"model": "scripted/count", **config}
-    response = await client.post(_SESSIONS, json=given)
-    found = _json(response)
+    response = await client.post(SESSIONS, json=given)
+    found = json_of(response)
     if response.status_code != httpx.codes.OK or "session" not in found:
-        raise _RefusedError(response, _said(response))
-    path = f"{_SESSIONS}/{found['session']['sessionId']}"
+        raise RefusedError(response, said_in(response))
+    path = f"{SESSIONS}/{found['session']['sessionId']}"
     try:
         yield path
     finally:
@@ -225,16 +225,16 @@ async def _session(client: httpx.AsyncClient, **config: Any) -> AsyncIterator[st
 async def _events(client: httpx.AsyncClient, path: str) -> AsyncIterator[httpx.Response]:
     headers = {"accept": "text/event-stream", "cache-control": "no-store"}
     async with client.stream("GET", f"{path}/events", headers=headers) as response:
-        if not _is(response, "text/event-stream"):
-            raise _RefusedError(response)
+        if not is_kind(response, "text/event-stream"):
+            raise RefusedError(response)
         yield response
 
 
 async def _say(client: httpx.AsyncClient, path: str) -> None:
     frame = {"frameId": "probe", "message": {"parts": [{"text": "go"}]}}
     response = await client.post(f"{path}/frames", json=frame)
-    if response.status_code != httpx.codes.OK or "receipt" not in _json(response):
-        raise _RefusedError(response, _said(response))
+    if response.status_code != httpx.codes.OK or "receipt" not in json_of(response):
+        raise RefusedError(response, said_in(response))
 
 
 async def _sse_stream(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Stream:
@@ -266,7 +266,7 @@ async def _sse_stream(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Stre
                 answer, whole = reading.answer, reading.whole
             if not task.cancelled():
                 task.result()
-    except _RefusedError as error:
+    except RefusedError as error:
         return _stream(SSE, error.response, refusal=error.refusal)
     except (httpx.HTTPError, WireError, ValueError):
         pass  # `whole` says so.
@@ -337,21 +337,21 @@ async def _sse_silence(client: httpx.AsyncClient, plan: Plan, tell: Tell) -> Sil
             began_s = time.monotonic()
             try:
                 async with asyncio.timeout(plan.idle_s), _events(client, path) as answer:
-                    server = _server(answer)
+                    server = server_of(answer)
                     async for _ in answer.aiter_bytes():
                         pass
                 cut_s = time.monotonic() - began_s
             except TimeoutError:
                 pass  # It lives.
-            except _RefusedError as error:
+            except RefusedError as error:
                 if error.refusal.status != httpx.codes.GATEWAY_TIMEOUT:
                     return None
-                server, cut_s = _server(error.response), time.monotonic() - began_s
+                server, cut_s = server_of(error.response), time.monotonic() - began_s
             except httpx.HTTPError:
                 cut_s = time.monotonic() - began_s
-    except (_RefusedError, httpx.HTTPError):
+    except (RefusedError, httpx.HTTPError):
         return None  # The other stream has it.
-    return Silence(SSE, plan.idle_s, cut_s, server)
+    return Silence(SSE, plan.idle_s, cut_s, server=server)
 
 
 async def _cancel(
@@ -378,20 +378,19 @@ async def _cancel(
             async def running() -> bool:
                 nonlocal server
                 response = await client.get(path)
-                found = _json(response)
+                found = json_of(response)
                 if response.status_code != httpx.codes.OK or "session" not in found:
-                    raise _RefusedError(response, _said(response))
-                server = _server(response)
+                    raise RefusedError(response, said_in(response))
+                server = server_of(response)
                 return bool(found["session"].get("runningTurnId"))
 
             try:
                 await _say(client, path)
-                return Cancel(
-                    SSE, CANCEL_WAIT_S, await leaves(running, lambda: _end(reading)), server
-                )
+                stopped_s = await leaves(running, lambda: _end(reading))
+                return Cancel(SSE, CANCEL_WAIT_S, stopped_s, server=server)
             finally:
                 await _end(reading)
-    except (_RefusedError, httpx.HTTPError, TimeoutError):
+    except (RefusedError, httpx.HTTPError, TimeoutError):
         return None
 
 
@@ -401,9 +400,6 @@ async def _end(task: asyncio.Task[None]) -> None:
     await asyncio.wait([task])
     if not task.cancelled():
         task.exception()
-
-
-# --- answers ----------------------------------------------------------------------------------
 
 
 def _stream(
@@ -419,41 +415,7 @@ def _stream(
         arrivals=arrivals or [],
         whole=whole,
         http_version=answer.http_version if answer else "",
-        server=_server(answer) if answer else "",
+        server=server_of(answer) if answer else "",
         encoding=answer.headers.get("content-encoding", "") if answer else "",
         refusal=refusal,
     )
-
-
-def _server(response: httpx.Response) -> str:
-    return str(response.headers.get("server") or response.headers.get("via") or "")[:80]
-
-
-def _is(response: httpx.Response, kind: str) -> bool:
-    given = response.headers.get("content-type", "")
-    return response.status_code == httpx.codes.OK and given.startswith(kind)
-
-
-def _json(response: httpx.Response) -> dict[str, Any]:
-    try:
-        found = response.json()
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _said(response: httpx.Response) -> str:
-    """The server's own error; empty if it is a proxy's, or Envoy's about a path that it lacks."""
-    found = _json(response)
-    if "details" in found and isinstance(found.get("message"), str):
-        return str(found["message"])[:300]
-    return ""
-
-
-def _public(path: str) -> str:
-    """A path without the session's id, which is a secret."""
-    before, found, after = path.partition(f"{_SESSIONS}/")
-    if not found:
-        return path
-    _, slash, rest = after.partition("/")
-    return f"{before}{found}{{session_id}}{slash}{rest}"

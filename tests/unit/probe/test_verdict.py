@@ -8,18 +8,19 @@ from typing import Any
 
 import pytest
 
-from backchannel.probe.verdict import (
+from backchannel.probe.measured import (
     DUPLEX,
     Arrival,
+    Calls,
     Cancel,
     Duplex,
-    Finding,
+    Listing,
     Measured,
     Refusal,
     Silence,
     Stream,
-    judge,
 )
+from backchannel.probe.verdict import Finding, judge
 
 # Another clock than the server's.
 AHEAD_S = 12_345.0
@@ -168,3 +169,25 @@ def test_a_silent_call_of_both_sides_is_cut_by_another_setting() -> None:
     duplex, down = judge(ill)
     assert "client_body_timeout" in duplex.fix
     assert "client_body_timeout" not in down.fix
+
+
+def test_secrets_that_are_told() -> None:
+    told = Listing("REST", listed=True, local=False, server="nginx/1.22.1")
+    (finding,) = judge(Measured("https://a", listings=[told]))
+    assert finding.kind == "listable"
+    assert finding.fix.startswith("nginx: `proxy_set_header X-Forwarded-For")
+    assert not finding.note
+    # Who is on the server's own machine may know them.
+    for well in (replace(told, local=True), replace(told, listed=False)):
+        assert judge(Measured("https://a", listings=[well])) == []
+
+
+def test_calls_are_told_of_once() -> None:
+    blocked = Refusal("DELETE /v1/sessions/{session_id}", 405)
+    ill = Calls("REST", 3, 0.01, blocked, server="nginx")
+    (finding,) = judge(Measured("http://a", calls=[ill]))
+    assert (finding.kind, finding.door) == ("missing_path", "REST")
+    assert "DELETE /v1/sessions/{session_id} answers 405 by nginx" in finding.text
+    same = Stream(door="SSE", server="nginx", refusal=blocked)
+    assert [one.door for one in judge(Measured("http://a", [same], calls=[ill]))] == ["SSE"]
+    assert judge(Measured("http://a", calls=[Calls("REST", 4, 0.01)])) == []
