@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 import subprocess
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import pytest
 import yaml
 from google.protobuf.duration_pb2 import Duration
@@ -28,14 +25,13 @@ from backchannel.telemetry.config import TelemetryConfig
 from backchannel.telemetry.table import Kind
 from backchannel.telemetry.telemetry import Telemetry
 from backchannel.v1 import frame_pb2, session_pb2
-from scripts import tools
-from tests.support.proxies import free_port
-from tests.support.server import START_S, config, connected
+from scripts import dashboard_grafana, dashboard_page, dashboard_picture, tools
+from scripts.dashboard_grafana import Zoom
+from scripts.dashboard_panels import LEFT_OUT, ROWS
+from scripts.dashboard_prometheus import RULES, Prometheus, prometheus
+from tests.support.server import config, connected
 from tests.support.stream import Client, create, interrupt, say
 
-OBSERVABILITY = tools.ROOT / "deploy" / "observability"
-RULES = OBSERVABILITY / "prometheus" / "rules.yaml"
-DASHBOARD = OBSERVABILITY / "grafana" / "backchannel.json"
 SCRAPE_S = 0.2
 # The pulse looks once a second: what is to be seen has to last a little longer.
 SEEN_S = 1.6
@@ -44,7 +40,7 @@ BRIEF = Duration(nanos=100_000_000)
 pytestmark = pytest.mark.needs("prometheus", "promtool")
 
 
-def promtool(*arguments: str | Path, folder: Path = OBSERVABILITY / "prometheus") -> str:
+def promtool(*arguments: str | Path, folder: Path = RULES.parent) -> str:
     program = tools.TOOLS["promtool"].find()
     assert program is not None
     ran = subprocess.run([program, *arguments], cwd=folder, capture_output=True, text=True)
@@ -64,78 +60,6 @@ class MoodyLog(MemoryLog):
         if self.refuses:
             raise BackchannelError(Reason.LOG_UNAVAILABLE, "no room")
         await super().append(batch)
-
-
-class Prometheus:
-    """A running one."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.client = httpx.AsyncClient(base_url=url, timeout=10)
-
-    async def query(self, query: str) -> list[dict[str, Any]]:
-        """An instant query's result.
-
-        Raises:
-            AssertionError: Prometheus does not understand it.
-        """
-        answer = (await self.client.get("/api/v1/query", params={"query": query})).json()
-        assert answer["status"] == "success", (query, answer)
-        found: list[dict[str, Any]] = answer["data"]["result"]
-        return found
-
-    async def total(self, query: str) -> float:
-        """The sum of all series."""
-        return sum(float(series["value"][1]) for series in await self.query(query))
-
-    async def rules(self) -> list[dict[str, Any]]:
-        answer = (await self.client.get("/api/v1/rules")).json()
-        return [rule for group in answer["data"]["groups"] for rule in group["rules"]]
-
-
-@asynccontextmanager
-async def prometheus(folder: Path, target: str) -> AsyncIterator[Prometheus]:
-    """Prometheus with our rules, evaluated as often as it scrapes."""
-    settings = yaml.safe_load((OBSERVABILITY / "prometheus" / "prometheus.yaml").read_text())
-    settings["global"] = {"scrape_interval": f"{SCRAPE_S * 1000:g}ms", "evaluation_interval": "1s"}
-    settings["rule_files"] = [str(RULES)]
-    settings["scrape_configs"][0]["static_configs"] = [{"targets": [target]}]
-    (folder / "prometheus.yaml").write_text(yaml.safe_dump(settings))
-    program, port = tools.TOOLS["prometheus"].find(), free_port()
-    assert program is not None
-    with (folder / "output").open("wb") as output:
-        process = subprocess.Popen(  # noqa: ASYNC220 - forking does not wait for anything
-            [
-                str(program),
-                f"--config.file={folder / 'prometheus.yaml'}",
-                f"--storage.tsdb.path={folder / 'data'}",
-                f"--web.listen-address=127.0.0.1:{port}",
-            ],
-            stdout=output,
-            stderr=output,
-            env={**os.environ, "GOMAXPROCS": "1"},
-        )
-    running = Prometheus(f"http://127.0.0.1:{port}")
-    try:
-        async with asyncio.timeout(START_S):
-            while not await _ready(running):
-                assert process.poll() is None, (folder / "output").read_text()
-                await asyncio.sleep(0.05)
-        yield running
-    finally:
-        await running.client.aclose()
-        process.kill()
-        process.wait()
-
-
-async def _ready(running: Prometheus) -> bool:
-    """Whether it scrapes; it begins some seconds after its start."""
-    try:
-        if (await running.client.get("/-/ready")).status_code != 200:
-            return False
-    except httpx.TransportError:
-        return False
-    return await running.total("up") > 0
 
 
 # --- the scenario -----------------------------------------------------------------------------
@@ -225,15 +149,24 @@ async def moved(running: Prometheus, metric: table.Metric) -> float:
     return await running.total(f"max_over_time({name}[5m])")
 
 
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(dashboard_grafana.FILE.read_text())
+    return found
+
+
+def with_queries(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """The panels that show figures."""
+    return [panel for panel in told["panels"] if panel["type"] not in {"row", "text"}]
+
+
 def dashboard_queries() -> list[tuple[str, str]]:
     """Each panel's title and query, as Grafana would fill them in."""
-    found = []
-    for panel in json.loads(DASHBOARD.read_text())["panels"]:
-        for target in panel.get("targets", ()):
-            query = target["expr"].replace("$__rate_interval", "1m").replace("$instance", ".*")
-            assert "$" not in query, query
-            found.append((panel["title"], query))
-    return found
+    zoom = Zoom(step_s=0.1, scrape_s=15)
+    return [
+        (panel["title"], zoom.fill(target["expr"]))
+        for panel in with_queries(dashboard())
+        for target in panel["targets"]
+    ]
 
 
 @pytest.mark.timeout(120)
@@ -251,7 +184,7 @@ async def test_prometheus_sees_every_metric_move_and_answers_every_query(
         Telemetry(TelemetryConfig(metrics_listen="127.0.0.1:0", otlp_endpoint="")) as telemetry,
         Server(settings, observer=telemetry) as server,
         connected(server.address) as client,
-        prometheus(tmp_path, str(telemetry.address)) as running,
+        prometheus(tmp_path, str(telemetry.address), scrape_s=SCRAPE_S) as running,
     ):
         await scenario(client, server, log)
         rows = [(metric, await moved(running, metric)) for metric in table.METRICS]
@@ -286,15 +219,84 @@ def test_the_rules_are_good_and_fire_when_they_should() -> None:
     assert "SUCCESS" in promtool("test", "rules", "rules_test.yaml")
 
 
-def test_each_alert_is_tested_and_says_what_to_do() -> None:
-    groups = yaml.safe_load(RULES.read_text())["groups"]
-    alerts = [rule for group in groups for rule in group["rules"] if "alert" in rule]
+def alert_tests(*, fires: bool) -> set[str]:
     tests = yaml.safe_load((RULES.parent / "rules_test.yaml").read_text())["tests"]
-    fired = {
-        case["alertname"] for one in tests for case in one["alert_rule_test"] if case["exp_alerts"]
+    cases = [case for one in tests for case in one["alert_rule_test"]]
+    return {case["alertname"] for case in cases if bool(case["exp_alerts"]) is fires}
+
+
+def test_each_alert_is_seen_to_fire_and_not_to_fire() -> None:
+    names = {alert["alert"] for alert in dashboard_page.alerts()}
+    assert names == alert_tests(fires=True)
+    assert names == alert_tests(fires=False)
+
+
+def test_each_alert_says_what_to_do_and_where_more_is_said() -> None:
+    page = dashboard_page.FILE.read_text()
+    headings = re.findall(r"^#+ (.*)$", page, re.MULTILINE)
+    anchors = {f"docs/dashboard.md#{dashboard_page.anchor(heading)}" for heading in headings}
+    for alert in dashboard_page.alerts():
+        assert re.search(r"[^:]: \w", alert["annotations"]["summary"]), alert["alert"]
+        assert alert["annotations"]["runbook"] in anchors
+    names = {alert["alert"] for alert in dashboard_page.alerts()}
+    assert names == set(dashboard_page.REMEDIES)
+    assert names == {a for row in ROWS for panel in row.panels for a in panel.alerts}
+
+
+def test_the_dashboard_and_its_page_are_what_the_panels_say() -> None:
+    remedy = "run python scripts/dashboard.py write"
+    assert dashboard_grafana.FILE.read_text() == dashboard_grafana.text(), remedy
+    assert dashboard_page.FILE.read_text() == dashboard_page.text(), remedy
+
+
+def test_each_panel_says_what_it_shows() -> None:
+    told = dashboard()
+    ids = [panel["id"] for panel in told["panels"]]
+    assert len(set(ids)) == len(ids)
+    for panel in with_queries(told):
+        assert panel["title"].strip()
+        assert len(panel["description"]) > 10, panel["title"]
+        # Raises for a unit that nobody has looked at.
+        assert dashboard_picture.spelled(1.5, panel["fieldConfig"]["defaults"]["unit"])
+        assert panel["targets"], panel["title"]
+        legends = [target["legendFormat"] for target in panel["targets"]]
+        assert all(legends), panel["title"]
+        assert len(set(legends)) == len(legends), panel["title"]
+        assert panel["datasource"] == {"type": "prometheus", "uid": "${datasource}"}
+
+
+def overlaps(told: dict[str, Any]) -> list[tuple[str, str]]:
+    """Panels that lie on one another, or beyond the edge."""
+    found = []
+    taken: dict[tuple[int, int], str] = {}
+    for panel in told["panels"]:
+        at, title = panel["gridPos"], panel["title"] or panel["type"]
+        for x in range(at["x"], at["x"] + at["w"]):
+            for y in range(at["y"], at["y"] + at["h"]):
+                other = taken.setdefault((x, y), title)
+                if other is not title or x >= dashboard_grafana.WIDTH:
+                    found.append((other, title))
+    return found
+
+
+def test_no_panel_lies_on_another() -> None:
+    told = dashboard()
+    assert overlaps(told) == []
+    # That the check can fail.
+    told["panels"][-1]["gridPos"]["x"] -= 1
+    assert overlaps(told)
+
+
+def test_every_metric_is_on_the_dashboard_or_left_out_for_a_reason() -> None:
+    asked = " ".join(query for _, query in dashboard_queries())
+    shown = {
+        metric.name
+        for metric in table.METRICS
+        if re.search(rf"\b{metric.prometheus_name}(_bucket|_count|_sum)?\b", asked)
     }
-    assert {alert["alert"] for alert in alerts} == fired
-    assert all(alert["annotations"]["remedy"] for alert in alerts)
+    assert shown | set(LEFT_OUT) == {metric.name for metric in table.METRICS}
+    assert shown.isdisjoint(LEFT_OUT)
+    assert all(LEFT_OUT.values())
 
 
 def test_the_dashboard_and_the_rules_ask_for_metrics_that_there_are() -> None:
@@ -302,3 +304,10 @@ def test_the_dashboard_and_the_rules_ask_for_metrics_that_there_are() -> None:
     asked = " ".join(query for _, query in dashboard_queries()) + RULES.read_text()
     names = re.findall(r"\b(?:gen_ai_server|backchannel|rpc_server)_\w+(?=[\[{])", asked)
     assert {re.sub(r"_(bucket|count|sum)$", "", name) for name in names} <= known
+
+
+def test_a_variable_that_nobody_fills_in_is_told() -> None:
+    zoom = Zoom(step_s=2, scrape_s=2, instance="a")
+    assert zoom.fill('rate(x{i=~"$instance"}[$__rate_interval])') == 'rate(x{i=~"a"}[8000ms])'
+    with pytest.raises(ValueError, match=r"\$job"):
+        zoom.fill('up{job="$job"}')
