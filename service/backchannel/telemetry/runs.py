@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, cast
 
-from google.protobuf.json_format import MessageToDict
 from opentelemetry import context as otel_context
 from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode, set_span_in_context
 
-from backchannel.engines.protocol import Finished, StopCause, TextChunk
+from backchannel.engines.protocol import Chunk, Finished, StopCause
 from backchannel.errors import BackchannelError
 from backchannel.observer import OUTGOING
 from backchannel.session.decision import StartEngine
+from backchannel.telemetry import content, table
 from backchannel.telemetry import conventions as names
-from backchannel.telemetry import table
 from backchannel.telemetry.calls import PROPAGATOR
-from backchannel.v1 import event_pb2, session_pb2
 
 if TYPE_CHECKING:
     from backchannel.telemetry.figures import Spread
     from backchannel.telemetry.telemetry import Telemetry
-
-_TEXT: Final = event_pb2.CHANNEL_TEXT
-_ROLES: Final = {
-    session_pb2.ROLE_USER: "user",
-    session_pb2.ROLE_ASSISTANT: "assistant",
-    session_pb2.ROLE_TOOL: "tool",
-}
-# More of it than this is left out of a span.
-_MAX_CONTENT_CHARS: Final = 64 * 1024
 
 
 class Run:
@@ -60,7 +47,7 @@ class Run:
         self._begun_ns = 0
         self._began = False
         self._stopped_ns = 0
-        self._text: list[str] | None = [] if telemetry.config.content else None
+        self._answer: content.Answer | None = None
 
     def queued(self, engine: str, model: str) -> None:
         """It waits for a place."""
@@ -83,6 +70,7 @@ class Run:
         )
         if telemetry.config.content:
             self._tell_prompt(chat)
+            self._answer = content.Answer()
         self._gaps = telemetry.figures.spread(table.GAP).of(f"{self._engine}/{model}")
         self._begun_ns = time.perf_counter_ns()
         self._last_ns = 0
@@ -123,8 +111,8 @@ class Run:
             self._began = True
             self._first(now_ns)
         self._last_ns = now_ns
-        if self._text is not None and type(chunk) is TextChunk and chunk.channel == _TEXT:
-            self._text.append(chunk.text)
+        if self._answer is not None:
+            self._answer.add(cast(Chunk, chunk))
 
     def _first(self, now_ns: int) -> None:
         if self._chat is not None:
@@ -153,7 +141,7 @@ class Run:
         self._end_queue(reason)
         if chat is not None:
             chat.set_attribute(names.RESPONSE_FINISH_REASONS, ["error"])
-            self._end_chat("failed", reason)
+            self._end_chat("failed", reason, None)
         self._let_go()
 
     def finished(self, finished: Finished) -> None:
@@ -171,7 +159,8 @@ class Run:
                 told[names.USAGE_OUTPUT_TOKENS] = usage.output_tokens
             chat.set_attributes(told)
             stopped = finished.cause is StopCause.STOPPED
-            self._end_chat("stopped" if stopped else "finish", "stopped" if stopped else None)
+            event = "stopped" if stopped else "finish"
+            self._end_chat(event, "stopped" if stopped else None, finished.cause)
         self._let_go()
 
     def _let_go(self) -> None:
@@ -185,55 +174,21 @@ class Run:
         if queue is not None:
             _end(queue, error)
 
-    def _end_chat(self, event: str, error: str | None) -> None:
+    def _end_chat(self, event: str, error: str | None, cause: StopCause | None) -> None:
         chat, self._chat = self._chat, None
         if chat is None:
             return
-        if self._text:
-            said = "".join(self._text)[:_MAX_CONTENT_CHARS]
-            self._text.clear()
-            parts = [{"type": "text", "content": said}]
-            chat.set_attribute(
-                names.OUTPUT_MESSAGES, _json([{"role": "assistant", "parts": parts}])
-            )
+        if self._answer is not None and (said := self._answer.told(cause)) is not None:
+            chat.set_attribute(names.OUTPUT_MESSAGES, said)
+        self._answer = None
         chat.add_event(event)
         _end(chat, error)
 
     def _tell_prompt(self, chat: Span) -> None:
         effect = self._effect
         if effect.system:
-            system = [{"type": "text", "content": effect.system}]
-            chat.set_attribute(names.SYSTEM_INSTRUCTIONS, _json(system))
-        chat.set_attribute(names.INPUT_MESSAGES, _json(list(_told(effect.messages))))
-
-
-def _told(messages: Iterable[session_pb2.Message]) -> Iterable[dict[str, Any]]:
-    """Messages in the conventions' form."""
-    for message in messages:
-        parts: list[dict[str, Any]] = []
-        for part in message.parts:
-            if message.role == session_pb2.ROLE_TOOL:
-                parts.append(
-                    {"type": "tool_call_response", "id": message.call_id, "response": part.text}
-                )
-            elif part.WhichOneof("content") == "text":
-                parts.append({"type": "text", "content": part.text})
-            else:
-                parts.append({"type": "other", **MessageToDict(part)})
-        parts += [
-            {
-                "type": "tool_call",
-                "id": call.call_id,
-                "name": call.name,
-                "arguments": call.arguments_json,
-            }
-            for call in message.tool_calls
-        ]
-        yield {"role": _ROLES.get(message.role, "user"), "parts": parts}
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)[:_MAX_CONTENT_CHARS]
+            chat.set_attribute(names.SYSTEM_INSTRUCTIONS, content.instructions(effect.system))
+        chat.set_attribute(names.INPUT_MESSAGES, content.prompt(effect.messages))
 
 
 def _end(span: Span, error: str | None) -> None:

@@ -20,8 +20,8 @@ from opentelemetry.trace import Link, Span, Status, StatusCode, set_span_in_cont
 
 from backchannel.observer import AfterCommit, Lagging
 from backchannel.session.decision import StartEngine
+from backchannel.telemetry import content, table
 from backchannel.telemetry import conventions as names
-from backchannel.telemetry import table
 from backchannel.telemetry.calls import CALL, Call
 from backchannel.telemetry.runs import Run
 from backchannel.v1 import event_pb2, session_pb2
@@ -314,7 +314,7 @@ class SessionTrace:
             },
         )
         if self.telemetry.config.content:
-            span.set_attribute(names.TOOL_CALL_ARGUMENTS, ready.arguments_json)
+            span.set_attribute(names.TOOL_CALL_ARGUMENTS, content.cut(ready.arguments_json))
         call = OpenCall(span, time.monotonic_ns())
         self._tools[ready.call_id] = call
         self.telemetry.open_calls[(self._session_id, ready.call_id)] = call.since_ns
@@ -333,8 +333,7 @@ class SessionTrace:
         self._figures.spread(table.TOOL_WAIT).add(waited_s, outcome)
         call.span.set_attribute(names.TOOL_OUTCOME, outcome)
         if self.telemetry.config.content and finished.HasField("result"):
-            result = finished.result.SerializeToString().decode(errors="replace")
-            call.span.set_attribute(names.TOOL_CALL_RESULT, result)
+            call.span.set_attribute(names.TOOL_CALL_RESULT, content.result(finished.result))
         if outcome != "completed":
             call.span.set_attribute(names.ERROR_TYPE, outcome)
             call.span.set_status(Status(StatusCode.ERROR, outcome))

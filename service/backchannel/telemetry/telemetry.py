@@ -46,6 +46,10 @@ _UNWATCHED: Final = "/grpc."
 CLOSE_S: Final = 2.0
 _EXPORT_TIMEOUT_S: Final = 5.0
 _MAX_SPANS: Final = 8192
+# With content a span has 192 KiB at most: a batch stays below the 4 MiB that a gRPC server takes
+# unless told otherwise, and 100 MB wait.
+_MAX_SPANS_WITH_CONTENT: Final = 512
+_BATCH_WITH_CONTENT: Final = 16
 _SPAN_DELAY_S: Final = 1.0
 
 
@@ -148,7 +152,8 @@ class Telemetry(Observer):
         self._spans.add_span_processor(
             BatchSpanProcessor(
                 exporter,
-                max_queue_size=_MAX_SPANS,
+                max_queue_size=_MAX_SPANS_WITH_CONTENT if config.content else _MAX_SPANS,
+                max_export_batch_size=_BATCH_WITH_CONTENT if config.content else None,
                 schedule_delay_millis=_SPAN_DELAY_S * 1000,
                 export_timeout_millis=_EXPORT_TIMEOUT_S * 1000,
             )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,7 @@ from google.protobuf.duration_pb2 import Duration
 
 from backchannel.rpc.server import Server
 from backchannel.telemetry.config import TelemetryConfig
+from backchannel.telemetry.content import MAX_BYTES
 from backchannel.telemetry.table import CALLS
 from backchannel.telemetry.telemetry import Telemetry
 from backchannel.v1 import frame_pb2, session_pb2
@@ -301,9 +303,80 @@ async def test_what_was_said_is_told_only_on_request() -> None:
             await stream.event("turn_finished")
         await arrived(taken, telemetry, "turn")
     said = taken.one("chat").attributes
-    assert "be brief" in said["gen_ai.system_instructions"]
-    assert '"content": "one two"' in said["gen_ai.input.messages"]
-    assert '"content": "one two"' in said["gen_ai.output.messages"]
+    text = {"type": "text", "content": "one two"}
+    assert json.loads(said["gen_ai.system_instructions"]) == [
+        {"type": "text", "content": "be brief"}
+    ]
+    assert json.loads(said["gen_ai.input.messages"]) == [{"role": "user", "parts": [text]}]
+    assert json.loads(said["gen_ai.output.messages"]) == [
+        {"role": "assistant", "parts": [text], "finish_reason": "stop"}
+    ]
+
+
+TEXT = session_pb2.Content(parts=[session_pb2.Part(text="12 °C, "), session_pb2.Part(text="rain")])
+
+
+@pytest.mark.parametrize(
+    ("given", "told", "read"),
+    [
+        (
+            {"json": '{"celsius": [12.5, "ü"]}'},
+            '{"celsius": [12.5, "ü"]}',
+            {"celsius": [12.5, "ü"]},
+        ),
+        ({"content": TEXT}, "12 °C, rain", "12 °C, rain"),
+        (
+            {"error": session_pb2.ToolError(message="no such town")},
+            '{"error":"no such town"}',
+            {"error": "no such town"},
+        ),
+    ],
+)
+async def test_what_a_tool_takes_and_gives_is_told_as_it_was(
+    given: dict[str, Any], told: str, read: object
+) -> None:
+    async with serving(content=True) as (taken, telemetry, client):
+        opening = create(model="scripted/tool", tools=[session_pb2.ToolSpec(name="look")])
+        async with converse(client, opening, say("Köln")) as stream:
+            ready = (await stream.event("tool_call_ready")).tool_call_ready
+            result = session_pb2.ToolResult(call_id=ready.call_id, **given)
+            await stream.send(frame_pb2.ClientFrame(frame_id="r", tool_result=result))
+            await stream.event("turn_finished")
+        await arrived(taken, telemetry, "turn")
+    tool = taken.one("execute_tool").attributes
+    assert json.loads(tool["gen_ai.tool.call.arguments"]) == {"input": "Köln"}
+    assert tool["gen_ai.tool.call.result"] == told
+    first, second = sorted(taken.named("chat"), key=lambda span: span.raw.start_time_unix_nano)
+    (answer,) = json.loads(first.attributes["gen_ai.output.messages"])
+    call = {"type": "tool_call", "name": "look", "arguments": {"input": "Köln"}}
+    assert answer == {"role": "assistant", "parts": [call], "finish_reason": "tool_call"}
+    *_, asked, answered = json.loads(second.attributes["gen_ai.input.messages"])
+    assert asked["parts"] == [{"id": ready.call_id, **call}]
+    assert answered["role"] == "tool"
+    assert answered["parts"] == [
+        {"type": "tool_call_response", "id": ready.call_id, "response": read}
+    ]
+
+
+async def test_what_is_long_is_cut_and_arrives() -> None:
+    long = "lang,ist,es,ü,und,ö," * 6000  # A word of it, that is a token.
+    turns = 40  # Together more than a collector takes at once.
+    async with serving(content=True) as (taken, telemetry, client):
+        for _ in range(turns):
+            opening = create(model="scripted/echo", system=long)
+            async with converse(client, opening, say(long)) as stream:
+                await stream.event("turn_finished")
+        async with asyncio.timeout(20):
+            while len(taken.named("chat")) < turns:
+                await telemetry.flush()
+                await asyncio.sleep(0.05)
+    for chat in taken.named("chat"):
+        for name in ("input.messages", "output.messages"):
+            told = chat.attributes[f"gen_ai.{name}"]
+            assert 0.7 * MAX_BYTES < len(told.encode()) <= MAX_BYTES
+            (message,) = json.loads(told)
+            assert message["parts"][0]["content"].startswith("lang,ist,es,ü")
+        assert chat.attributes["gen_ai.system_instructions"].startswith('[{"type":"text","content')
 
 
 # --- the five ends of a call, on each kind ----------------------------------------------------
