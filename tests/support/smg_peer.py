@@ -123,7 +123,7 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
         waiting: How many requests it says to be waiting.
         bundle: The tokenizer's archive; None for a server that has none.
         sha256: What it says of its hash; None for the truth.
-        slow: Whether a request takes longer to arrive than the first abort.
+        slow: Whether a request takes longer to be begun with than the first abort.
         details: What it says of a failure.
     running: The requests that it works on.
         dropped: Those of them that nobody listens to any more.
@@ -236,9 +236,9 @@ class SmgPeer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
         self, request: Any, context: Any
     ) -> AsyncIterator[Any]:
         await self._let_in(context)
+        self.asked.append(request)
         while self.slow and not self.aborted:  # noqa: ASYNC110 - a peer may
             await asyncio.sleep(0.001)
-        self.asked.append(request)
         prompt = list(request.tokenized.input_ids)
         script, begun = self._script(prompt)
         tokens = self._tokens(script, begun)

@@ -43,7 +43,8 @@ def listed(names: Iterable[str]) -> str:
 def check_capabilities(engine: str, card: ModelCard, prompt: Prompt) -> None:
     """Refuse what a model cannot do, judged by its card.
 
-    Declared tools are not refused: a model that never calls one does nothing wrong.
+    Declared tools are not refused, for a model that never calls one does nothing wrong; see
+    `check_tools`.
 
     Raises:
         BackchannelError: `CAPABILITY_MISSING`, naming field and remedy.
@@ -68,6 +69,28 @@ def check_capabilities(engine: str, card: ModelCard, prompt: Prompt) -> None:
             require(Capability.GRAMMAR, "response_format.grammar")
     if prompt.continue_text:
         require(Capability.CONTINUE_PARTIAL, "continue_text")
+
+
+def check_tools(engine: str, card: ModelCard, prompt: Prompt, *, or_else: str = "") -> None:
+    """Refuse declared tools for a model that could not even be told of them.
+
+    Args:
+        engine: The engine's name.
+        card: The model's.
+        prompt: What declares them.
+        or_else: What whoever runs the server can do about it, if anything.
+
+    Raises:
+        BackchannelError: `CAPABILITY_MISSING`, naming the remedy.
+    """
+    if prompt.tools and Capability.TOOLS not in card.capabilities:
+        raise BackchannelError(
+            Reason.CAPABILITY_MISSING,
+            f"{engine}/{card.name} knows no tools; leave them out, or take a model that ListModels "
+            f"shows with the capability tools{f', or {or_else}' if or_else else ''}",
+            field="tools",
+            metadata={"capability": Capability.TOOLS.value},
+        )
 
 
 def check_known_options(engine: str, options: Iterable[str], known: Sequence[str]) -> None:

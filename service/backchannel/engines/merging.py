@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from backchannel.engines.protocol import Chunk, TextChunk, ToolCallFragment
 
 
-def merged(chunks: Iterator[Chunk]) -> Iterator[Chunk]:
+def merged(chunks: Iterable[Chunk]) -> Iterator[Chunk]:
     """The same with neighbours of one kind joined: what piled up leaves as one."""
     held: TextChunk | ToolCallFragment | None = None
     for chunk in chunks:

@@ -16,7 +16,6 @@ from backchannel.engines.llama.config import HOUSE_MODEL, LlamaConfig
 from backchannel.engines.llama.engine import LlamaEngine, LlamaGeneration
 from backchannel.engines.openai.config import OpenAIConfig
 from backchannel.engines.openai.engine import OpenAIEngine
-from backchannel.engines.openai.generation import OpenAIGeneration
 from backchannel.engines.protocol import Engine, Generation, Prompt
 from backchannel.engines.scripted import ScriptedEngine
 from backchannel.v1 import session_pb2
@@ -140,8 +139,13 @@ class OpenAISubject:
     # It looks once a second whether anybody listens while it has nothing to say.
     settle_s = 5.0
 
-    def __init__(self, engine: OpenAIEngine, peer: LlamaPeer) -> None:
+    def __init__(self, engine: OpenAIEngine, caller: OpenAIEngine, peer: LlamaPeer) -> None:
+        """Two in front of one: what no session can ask for stands in an engine's settings.
+
+        `engine` goes on to `max_tokens`, whatever the model would rather do; `caller` calls a tool.
+        """
         self.engine = engine
+        self._caller = caller
         self._peer = peer
         # The peer outlives a test, and what it has seen once it does not compute again.
         self._fresh = (f"{random.getrandbits(64):x}{count}" for count in itertools.count())
@@ -149,7 +153,7 @@ class OpenAISubject:
     def talk(self, max_tokens: int = 1000) -> Generation:
         sampling = session_pb2.Sampling(max_tokens=max_tokens, temperature=0.0)
         prompt = Prompt("house", "", [user("What are you?")], sampling=sampling)
-        return extra(self.engine.start(prompt), ignore_eos=True)
+        return self.engine.start(prompt)
 
     def prefill(self) -> Generation:
         return self.engine.start(
@@ -161,19 +165,13 @@ class OpenAISubject:
         prompt = Prompt(
             "house", "", [user("Write.")], [ESSAY], sampling, continue_text="<tool_call>\n"
         )
-        return extra(self.engine.start(prompt), tool_choice="required")
+        return self._caller.start(prompt)
 
     def fail(self) -> Generation:
         return self.engine.start(Prompt("house", "", [user("what is it " * 2000)]))
 
     async def busy(self) -> int:
         return await asyncio.to_thread(self._peer.busy)
-
-
-def extra(generation: OpenAIGeneration, **more: object) -> OpenAIGeneration:
-    """Ask the upstream for something that no session can ask for."""
-    generation._extra = more
-    return generation
 
 
 def asked(generation: LlamaGeneration, **more: object) -> LlamaGeneration:
@@ -212,8 +210,11 @@ async def subject(
         peer: LlamaPeer = request.getfixturevalue("peer")
         monkeypatch.setenv("PEER_KEY", KEY)
         config = OpenAIConfig(peer.base_url, api_key_env="PEER_KEY")
-        async with OpenAIEngine("peer", config) as engine:
-            yield OpenAISubject(engine, peer)
+        async with (
+            OpenAIEngine("peer", replace(config, extra_body={"ignore_eos": True})) as engine,
+            OpenAIEngine("peer", replace(config, extra_body={"tool_choice": "required"})) as caller,
+        ):
+            yield OpenAISubject(engine, caller, peer)
         return
     if request.param == "smg":
         vllm = SmgPeer()

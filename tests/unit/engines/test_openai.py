@@ -194,7 +194,7 @@ async def test_an_answer_whose_tail_is_missing_is_whole(upstream: HostileUpstrea
 async def test_a_tail_that_does_not_come_is_not_waited_for(
     upstream: HostileUpstream, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backchannel.engines.openai.generation._TAIL_S", 0.05)
+    monkeypatch.setattr("backchannel.engines.openai.answer._TAIL_S", 0.05)
 
     async def answer(wire: Wire) -> None:
         await wire.head()

@@ -104,11 +104,9 @@ async def test_a_partial_answer_is_gone_on_from(peer: LlamaPeer) -> None:
 
 
 async def test_stopping_what_waits_for_a_place_there(peer: LlamaPeer) -> None:
-    async with opened(peer) as engine:
+    async with opened(peer, extra_body={"ignore_eos": True}) as engine:
         long = session_pb2.Sampling(temperature=0.0, max_tokens=1500)
         generations = [engine.start(asks(sampling=long)) for _ in range(PARALLEL + 2)]
-        for generation in generations:
-            generation._extra = {"ignore_eos": True}
         taking = [asyncio.ensure_future(collect(generation)) for generation in generations]
         await busy(peer, PARALLEL)
         for generation in reversed(generations):
@@ -210,10 +208,9 @@ async def test_a_wrong_address(peer: LlamaPeer) -> None:
 async def test_the_server_dies_and_comes_back() -> None:
     port = free_port()
     with llama_peer(port=port) as first:
-        async with opened(first, retry_wait_s=0.05) as engine:
+        async with opened(first, retry_wait_s=0.05, extra_body={"ignore_eos": True}) as engine:
             long = session_pb2.Sampling(temperature=0.0, max_tokens=1500)
             generation = engine.start(asks(sampling=long))
-            generation._extra = {"ignore_eos": True}
             await anext(aiter(generation))
             first.kill()
             with pytest.raises(BackchannelError) as caught:

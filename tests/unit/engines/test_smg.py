@@ -14,13 +14,13 @@ from backchannel.engines.protocol import (
     TEXT,
     Capability,
     Finished,
+    Generation,
     Prompt,
     StopCause,
     TextChunk,
     ToolCallEnd,
     ToolCallFragment,
 )
-from backchannel.engines.smg.engine import SmgGeneration
 from backchannel.errors import BackchannelError, Reason
 from backchannel.v1 import session_pb2
 from tests.support.smg_peer import SmgPeer, archive, tokenizer_files
@@ -43,12 +43,17 @@ def balanced(run: Run) -> bool:
     return run.tokens == run.end.usage.output_tokens and run.end.usage.exact
 
 
-async def collect_rest(generation: SmgGeneration) -> Run:
+async def collect_rest(generation: Generation) -> Run:
     """Iterate to the end, without an `aclose` that would stop it."""
     run = Run()
     async for item in generation:
         run.add(item)
     return run
+
+
+def tasks(name: str) -> list[asyncio.Task[object]]:
+    """The tasks that run under this name."""
+    return [task for task in asyncio.all_tasks() if task.get_name() == name]
 
 
 def prompted(peer: SmgPeer) -> str:
@@ -277,13 +282,12 @@ async def test_a_stop_while_a_stop_string_stops_the_server() -> None:
         sampling = session_pb2.Sampling(stop=["word word"])
         generation = engine.start(ask(script(count=3000, deaf=True), sampling=sampling))
         taking = asyncio.ensure_future(collect_rest(generation))
-        while generation._aborting is None:  # noqa: ASYNC110 - it has no event
+        while not tasks("abort"):  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
-        first = generation._aborting
         generation.stop()
-        assert generation._aborting is first
+        assert len(tasks("abort")) == 1, "the stop was sent beside the one that is"
         run = await taking
-        assert first.done()
+        assert tasks("abort") == []
     assert run.end.cause is StopCause.STOPPED
     assert not run.end.usage.exact
 
@@ -292,7 +296,8 @@ async def test_a_stop_when_the_time_has_just_run_out() -> None:
     async with opened(SmgPeer(), token_timeout_s=0.1) as engine:
         generation = engine.start(ask(script(count=10, stall=4)))
         taking = asyncio.ensure_future(collect_rest(generation))
-        while generation._limit is None or not generation._limit.expired():  # noqa: ASYNC110
+        # The limit cancels what it limits, which hears of it a step later.
+        while not any(task.cancelling() for task in tasks("ask small")):  # noqa: ASYNC110
             await asyncio.sleep(0)
         generation.stop()
         run = await taking
@@ -385,7 +390,7 @@ async def test_an_abort_that_is_faster_than_its_request_is_repeated() -> None:
     async with opened(peer) as engine:
         generation = engine.start(ask(script(count=3000)))
         taking = asyncio.ensure_future(collect_rest(generation))
-        while generation._limit is None:  # noqa: ASYNC110 - it has no event
+        while not peer.asked:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
         generation.stop()
         run = await taking
@@ -423,18 +428,29 @@ async def test_a_dropped_iteration_is_aborted_too() -> None:
         assert peer.running == {}
 
 
-async def test_a_reader_that_does_not_read_holds_the_answer_up() -> None:
+async def test_a_reader_that_does_not_read_holds_the_answer_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     peer = SmgPeer(step_s=0)
     async with opened(peer) as engine:
         generation = engine.start(ask(script(count=3000)))
         items = aiter(generation)
-        await anext(items)
-        assert generation._limit is not None
-        while generation._limit.when() is not None:  # noqa: ASYNC110 - it has no event
+        run = Run()
+        run.add(await anext(items))
+        while not generation.full:  # noqa: ASYNC110 - it has no event
             await asyncio.sleep(0)
         # What it waits for now is not the server, so nothing limits it.
-        assert 1024 < len(generation._chunks) < 1100
-        run = Run()
+        loop = asyncio.get_running_loop()
+        now = loop.time
+        with monkeypatch.context() as later:
+            later.setattr(loop, "time", lambda: now() + 3600)
+            for _ in range(100):
+                await asyncio.sleep(0)
+        # All that was held comes as one, and no more of it than the bound.
+        held = await anext(items)
+        assert isinstance(held, TextChunk)
+        assert 1024 < held.token_count < 1100
+        run.add(held)
         async for item in items:
             run.add(item)
     assert run.end.cause is StopCause.STOP

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from types import TracebackType
 from typing import Self
 
-from backchannel.engines.checks import check_capabilities, find_card
+from backchannel.engines.checks import check_capabilities, check_tools, find_card
+from backchannel.engines.openai.answer import OpenAIAnswer
 from backchannel.engines.openai.config import OpenAIConfig
-from backchannel.engines.openai.generation import OpenAIGeneration
 from backchannel.engines.openai.request import check
 from backchannel.engines.openai.upstream import Upstream
-from backchannel.engines.protocol import Capability, ModelCard, Prompt
+from backchannel.engines.protocol import ModelCard, Prompt
+from backchannel.engines.relay import Relay, Relays
+from backchannel.engines.upkeep import upkeep
 from backchannel.errors import BackchannelError, Reason
 
 
@@ -28,8 +30,8 @@ class OpenAIEngine:
         self._name = name
         self._config = config
         self._upstream = Upstream(name, config)
-        self._live: set[OpenAIGeneration] = set()
-        self._keeping_up: asyncio.Task[None] | None = None
+        self._relays = Relays()
+        self._exits = AsyncExitStack()
 
     @property
     def name(self) -> str:
@@ -55,21 +57,13 @@ class OpenAIEngine:
         card = find_card(self._name, self.models(), prompt.model)
         check(self._name, prompt, self._upstream.dialect)
         check_capabilities(self._name, card, prompt)
-        if prompt.tools and Capability.TOOLS not in card.capabilities:
-            raise BackchannelError(
-                Reason.CAPABILITY_MISSING,
-                f"{self._name}/{card.name} knows no tools; leave them out, or take a model that "
-                "ListModels shows with the capability tools",
-                field="tools",
-                metadata={"capability": Capability.TOOLS.value},
-            )
+        check_tools(self._name, card, prompt)
 
-    def start(self, prompt: Prompt) -> OpenAIGeneration:
+    def start(self, prompt: Prompt) -> Relay:
         """Begin an answer."""
         self.check(prompt)
-        generation = OpenAIGeneration(prompt, self._upstream, self._config, self._live.discard)
-        self._live.add(generation)
-        return generation
+        answer = OpenAIAnswer(prompt, self._upstream, self._config)
+        return self._relays.begin(answer, f"ask {prompt.model}")
 
     async def __aenter__(self) -> Self:
         """Ask the upstream for its models. One that is down may come up later.
@@ -78,22 +72,14 @@ class OpenAIEngine:
             BackchannelError: `ENGINE_UNAVAILABLE`: the upstream answers, and can never serve with
                 these settings.
         """
-        failed: Reason | None = None
-        try:
-            await self._upstream.learn()
-        except BackchannelError as error:
-            failed = error.reason
-            wrong = error.reason in (Reason.UPSTREAM_UNAUTHORIZED, Reason.UPSTREAM_NOT_AN_API)
-            # Some have no list; then the models that are named have to do.
-            if wrong and not (self._config.models and error.reason is Reason.UPSTREAM_NOT_AN_API):
-                await self._upstream.close()
-                raise BackchannelError(
-                    Reason.ENGINE_UNAVAILABLE, f"{error.message} ({self._config.base_url})"
-                ) from None
-            self._upstream.report(error)
-        self._keeping_up = asyncio.create_task(
-            self._upstream.keep_up(failed), name=f"models of {self._name}"
-        )
+        async with AsyncExitStack() as exits:
+            exits.push_async_callback(self._upstream.close)
+            failed = await self._learn()
+            await exits.enter_async_context(
+                upkeep(self._upstream.keep_up(failed), f"models of {self._name}")
+            )
+            exits.push_async_callback(self._relays.aclose)
+            self._exits = exits.pop_all()
         return self
 
     async def __aexit__(
@@ -103,11 +89,19 @@ class OpenAIEngine:
         tb: TracebackType | None,
     ) -> None:
         """Stop all answers and close all connections."""
-        for generation in list(self._live):
-            generation.stop()
-        if self._keeping_up is not None:
-            self._keeping_up.cancel()
-            await asyncio.wait([self._keeping_up])
-        await self._upstream.close()
-        if self._keeping_up is not None and not self._keeping_up.cancelled():
-            self._keeping_up.result()  # It never ends by itself: this is our bug.
+        await self._exits.aclose()
+
+    async def _learn(self) -> Reason | None:
+        """Ask for the models once; why they could not be told, if that may change."""
+        try:
+            await self._upstream.learn()
+        except BackchannelError as error:
+            wrong = error.reason in (Reason.UPSTREAM_UNAUTHORIZED, Reason.UPSTREAM_NOT_AN_API)
+            # Some have no list; then the models that are named have to do.
+            if wrong and not (self._config.models and error.reason is Reason.UPSTREAM_NOT_AN_API):
+                raise BackchannelError(
+                    Reason.ENGINE_UNAVAILABLE, f"{error.message} ({self._config.base_url})"
+                ) from None
+            self._upstream.report(error)
+            return error.reason
+        return None
