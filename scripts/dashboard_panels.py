@@ -16,10 +16,10 @@ COUNT: Final = "short"
 BYTES: Final = "bytes"
 # Units of our own, as Grafana spells them
 # (https://grafana.com/docs/grafana/latest/panels-visualizations/configure-standard-options/).
-TOKENS_A_SECOND: Final = "suffix: tok/s"
-A_SECOND: Final = "suffix: /s"
-TIMES: Final = "suffix: ×"
-EVENTS: Final = "suffix: events"
+TOKENS_A_SECOND: Final = "suffix:tok/s"
+A_SECOND: Final = "suffix:/s"
+TIMES: Final = "suffix:×"
+EVENTS: Final = "suffix:events"
 
 
 @dataclass(frozen=True, slots=True)

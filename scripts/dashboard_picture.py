@@ -136,7 +136,7 @@ def spelled(value: float, unit: str) -> str:
     if unit == "short":
         return _thousands(value)
     if unit.startswith("suffix:"):
-        return _thousands(value) + unit.removeprefix("suffix:")
+        return f"{_short(value)} {unit.removeprefix('suffix:')}"
     raise ValueError(f"unit {unit}: there is no spelling for it here")
 
 

@@ -153,7 +153,7 @@ class Traffic:
         flaky = 0.3 if 0.55 < passed < 0.68 else 0.02
         kinds: list[tuple[Callable[[Client], Coroutine[Any, Any, None]], float]] = [
             (self._quick, 0.5),
-            (self._large, 0.28),
+            (self._large, 0.2),
             (self._agent, 0.2),
             (self._flaky, flaky),
         ]
@@ -216,8 +216,9 @@ class Traffic:
                     await asyncio.sleep(dice.uniform(0.3, 1.5))
                     return False
                 if dice.random() < 0.18:
+                    started = await stream.event("turn_started", nth)
                     await asyncio.sleep(dice.uniform(0.5, 2))
-                    await stream.send(interrupt())
+                    await stream.send(interrupt(started.turn_started.turn_id))
                     self.happened["interrupts"] += 1
                 await self._read(stream, nth)
                 await asyncio.sleep(dice.uniform(0.5, 3))
@@ -254,7 +255,8 @@ class Traffic:
                 return
             await asyncio.sleep(min(4.5, dice.lognormvariate(-0.3, 0.7)))
             if fate < 0.16:
-                await stream.send(interrupt())
+                turn_id = stream.of("turn_started")[0].turn_started.turn_id
+                await stream.send(interrupt(turn_id))
             elif fate < 0.24:
                 error = session_pb2.ToolError(message="it is closed today")
                 result = session_pb2.ToolResult(call_id=ready.call_id, error=error)
@@ -293,7 +295,7 @@ class Traffic:
                 await call.read()
                 await call.write(say("Everything, please.").SerializeToString())
                 await asyncio.sleep(0.3 * self.lasts_s)
-                async for _ in call:
+                while await call.read() is not grpc.aio.EOF:
                     pass
             except grpc.aio.AioRpcError:
                 self.happened["gave up"] += 1
