@@ -48,6 +48,9 @@ the server waits for it.
 3. In the data source's settings set *Scrape interval* to that of Prometheus (10 s in our file), or
    rates have holes.
 
+A percentile is as fine as its histogram's buckets ([metrics.md](metrics.md#buckets)): a curve that
+runs level lies somewhere within one.
+
 *Instance* at the top chooses one process or several. [metrics.md](metrics.md) tells of each metric.
 """
 _ALERTS: Final = """

@@ -436,7 +436,8 @@ MACHINE: Final = Row(
     (
         Panel(
             "Commit duration",
-            "How long the log takes for one append.",
+            "How long the log takes for one append that succeeds; those that it refuses are under"
+            " *Commit errors*.",
             SECONDS,
             quantiles("backchannel_commit_duration_seconds", 0.5, 0.99),
         ),

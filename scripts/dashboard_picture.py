@@ -18,8 +18,9 @@ _WIDTH: Final = 24 * _UNIT_WIDTH
 _GAP: Final = 8
 _HEAD: Final = 64
 _FONT: Final = 13
-# A letter's mean width, as a part of its height, in the fonts that a system is likely to have.
-_LETTER: Final = 0.54
+# A letter's mean width, as a part of its height, in the wider of the fonts that systems have.
+_LETTER: Final = 0.58
+_CAPITAL: Final = 0.72
 _LEGEND_STEP: Final = 18
 _TICKS: Final = 4
 # For white and for black; distinguishable for most who see colours differently, too.
@@ -173,6 +174,11 @@ def _ticks(most: float, unit: str) -> list[float]:
     return [step * number for number in range(math.ceil(most / step - 1e-9) + 1)]
 
 
+def _wide(text: str) -> float:
+    """How much room a small text takes."""
+    return 12 * sum(_CAPITAL if letter.isupper() else _LETTER for letter in text)
+
+
 # --- a panel ----------------------------------------------------------------------------------
 
 
@@ -226,14 +232,13 @@ class _Panel:
         first, final = (self._across(points[place][0], left, right) for place in (0, -1))
         yield f'<path class="{good}" d="M{first:.1f},{low} L{line} L{final:.1f},{low} Z"/>'
         yield (
-            f'<text class="{good}" x="{_GAP * 2}" y="{self._height * 0.62:.0f}" font-size="28" '
+            f'<text class="{good}" x="{_GAP * 2}" y="{self._height * 0.62:.0f}" font-size="24" '
             f'font-weight="600">{escape(spelled(last, self._field["unit"]))}</text>'
         )
 
     def _plot(self) -> Iterator[str]:
         entries = list(self._legend())
         rows = entries[-1][2] + 1 if entries else 0
-        left, right = 78, self._width - 20
         top, bottom = 42, self._height - 34 - rows * _LEGEND_STEP
         unit = self._field["unit"]
         layers = list(self._layers())
@@ -243,14 +248,16 @@ class _Panel:
         if limit is not None and most < limit <= 4 * most:
             most = limit
         ticks = _ticks(most or 1.0, unit)
+        left = _GAP * 3 + max(_wide(spelled(tick, unit)) for tick in ticks)
+        right = self._width - 28
 
         def up(value: float) -> float:
             return bottom - (bottom - top) * value / ticks[-1]
 
         for tick in ticks:
-            yield f'<path class="grid" d="M{left},{up(tick):.1f} H{right}"/>'
+            yield f'<path class="grid" d="M{left:.0f},{up(tick):.1f} H{right}"/>'
             yield (
-                f'<text class="soft" x="{left - 6}" y="{up(tick) + 4:.1f}" text-anchor="end" '
+                f'<text class="soft" x="{left - 6:.0f}" y="{up(tick) + 4:.1f}" text-anchor="end" '
                 f'font-size="12">{escape(spelled(tick, unit))}</text>'
             )
         for minute in range(math.floor((self._drawing.end_s - self._drawing.start_s) / 60) + 1):
@@ -276,7 +283,7 @@ class _Panel:
                     tops *= 2
                 yield f'<path class="l{colour}" d="M{" L".join(tops)}"/>'
         if limit is not None and limit <= ticks[-1]:
-            yield f'<path class="limit" d="M{left},{up(limit):.1f} H{right}"/>'
+            yield f'<path class="limit" d="M{left:.0f},{up(limit):.1f} H{right}"/>'
         for number, x, row, name in entries:
             y = self._height - 12 - (rows - 1 - row) * _LEGEND_STEP
             yield f'<path class="l{number % len(_COLOURS)}" d="M{x:.0f},{y - 4} h14" />'
@@ -311,7 +318,7 @@ class _Panel:
         """For each curve its number, where its name goes, in which line, and the name."""
         x, row = float(_GAP * 2), 0
         for number, curve in enumerate(self._curves):
-            wide = 19 + len(curve.name) * 12 * _LETTER + 16
+            wide = 19 + _wide(curve.name) + 14
             if x + wide > self._width - _GAP and x > _GAP * 2:
                 x, row = float(_GAP * 2), row + 1
             yield number, x, row, curve.name
