@@ -328,6 +328,12 @@ def test_what_the_settings_add() -> None:
             Prompt("m", "", [], response_format=session_pb2.ResponseFormat(json_schema="true")),
             "response_format.json_schema",
         ),
+        # Also where the settings say that its models can.
+        (
+            "generic",
+            Prompt("m", "", [], response_format=session_pb2.ResponseFormat(grammar="root ::= x")),
+            "response_format.grammar",
+        ),
     ],
 )
 def test_what_a_server_has_not_is_refused(dialect: str, prompt: Prompt, field: str) -> None:

@@ -96,6 +96,14 @@ def check(engine: str, prompt: Prompt, dialect: Dialect) -> None:
                 "must be a JSON schema, which is a JSON object",
                 field="response_format.json_schema",
             )
+    # `capabilities` may be set to more than is known of the server.
+    if form is not None and form.HasField("grammar") and not dialect.grammar:
+        raise BackchannelError(
+            Reason.CAPABILITY_MISSING,
+            f"servers of the dialect {dialect.name} are not known to take grammars; use a schema,"
+            f" or have the engine {engine} set to the dialect that its server speaks",
+            field="response_format.grammar",
+        )
 
 
 def _sampling(sampling: session_pb2.Sampling, dialect: Dialect) -> dict[str, Any]:
@@ -123,4 +131,4 @@ def _format(form: session_pb2.ResponseFormat | None, dialect: Dialect) -> dict[s
     body: Any = form.grammar
     for key in reversed(dialect.grammar):
         body = {key: body}
-    return dict(body) if dialect.grammar else {}
+    return dict(body)
