@@ -47,6 +47,48 @@ describe("an answer that is steered", () => {
   });
 });
 
+describe("what has happened", () => {
+  it("reads the same after a reload when several messages steered an answer", async () => {
+    const page = await tab({ model: "scripted/echo", engineOptions: "rate=20" });
+    // A sentence that lasts until both are said.
+    await say(page, `One ${"and two ".repeat(40)}and three. ${"Four five six. ".repeat(40)}`);
+    await someText(page, 20);
+    for (const text of ["Shorter, please.", "And kinder."]) {
+      await page.fill("#say", text);
+      await page.getByRole("button", { name: "Steer" }).click();
+    }
+    await until("there are two answers", async () => (await answers(page).count()) === 2);
+    await idle(page);
+    const [, second] = await turnsOf(page);
+    expect(second?.furtherInputs.length).toBe(1);
+    const look = async () => [await said(page).allInnerTexts(), await page.locator(".said small").allInnerTexts()];
+    const before = await look();
+    expect(before).toEqual([
+      [expect.stringContaining("and three."), "Shorter, please.", "And kinder."],
+      ["steered", "steered"],
+    ]);
+    await page.reload();
+    await until("it is there again", async () => (await answers(page).count()) === 2);
+    expect(await look()).toEqual(before);
+    expect(await page.getByText("sending…").count()).toBe(0);
+  });
+
+  it("reads the same after a reload when an answer failed", async () => {
+    const page = await tab({ model: "scripted/fail" });
+    await say(page, "go");
+    const ending = page.locator(".ending.bad");
+    await ending.waitFor();
+    await idle(page);
+    const why = await ending.innerText();
+    const [turn] = await turnsOf(page);
+    expect(turn?.error?.message).not.toBe("");
+    expect(why).toContain(turn?.error?.message);
+    await page.reload();
+    await ending.waitFor();
+    expect(await ending.innerText()).toBe(why);
+  });
+});
+
 describe("a tool that is not waited for", () => {
   it("outlives its answer, shows what has come, and begins the next by itself", async () => {
     const { page, go, close } = await withTool();

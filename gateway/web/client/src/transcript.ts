@@ -387,6 +387,7 @@ export class Transcript {
     view.stopped = over;
     view.usage = turn.usage;
     view.timing = turn.timing && timingView(turn.timing);
+    view.error = turn.error ? statusError(turn.error).message : "";
     view.marks.push({ seq: snapshot.seq, chars: view.textChars });
     if (over && turn.keptChars < view.textChars) {
       view.keptChars = turn.keptChars;

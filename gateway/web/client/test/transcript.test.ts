@@ -195,6 +195,22 @@ describe("a transcript", () => {
     ]);
   });
 
+  it("says why a turn failed, by the events and by a snapshot", () => {
+    const error = { code: 14, message: "the engine is away; ask again in a moment" };
+    const byEvents = folded(
+      said(1, "f"),
+      started(2, "t", "f"),
+      event(3, { case: "turnFinished", value: { turnId: "t", finishReason: FinishReason.ERROR, error } }),
+    );
+    const bySnapshot = new Transcript();
+    bySnapshot.reset(
+      snapshot({ seq: 3n, turns: [{ turnId: "t", frameId: "f", finishReason: FinishReason.ERROR, error }] }),
+    );
+    for (const transcript of [byEvents, bySnapshot]) {
+      expect(transcript.lastTurn).toMatchObject({ finishReason: FinishReason.ERROR, error: error.message });
+    }
+  });
+
   it("begins with what was said elsewhere, by the events and by a snapshot", () => {
     const parts = (value: string) => [{ content: { case: "text", value } } as const];
     const history = [

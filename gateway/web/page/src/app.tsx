@@ -109,17 +109,17 @@ export function App(): VNode {
         </Drawer>
       )}
       <div class="toasts" role="status">
-        {chat.toast && (
-          <p class={chat.toast.bad ? "toast bad" : "toast"}>
-            {chat.toast.text}
-            <button type="button" class="quiet" aria-label="Dismiss" onClick={() => chat.dismiss()}>
+        {chat.toaster.toast && (
+          <p class={chat.toaster.toast.bad ? "toast bad" : "toast"}>
+            {chat.toaster.toast.text}
+            <button type="button" class="quiet" aria-label="Dismiss" onClick={() => chat.toaster.dismiss()}>
               ✕
             </button>
           </p>
         )}
       </div>
       <div class="unseen" aria-live="polite" data-testid="announcer">
-        {chat.announcement}
+        {chat.scene.announcement}
       </div>
     </div>
   );
@@ -182,7 +182,8 @@ function useStickyEnd(sessionId: string) {
 }
 
 function ModelPicker({ chat }: { chat: Chat }): VNode {
-  const { models, conversation } = chat;
+  const { conversation } = chat;
+  const models = chat.models.all;
   const hint = conversation
     ? "Another model begins a new chat: a session keeps the model it was made with."
     : "The model to talk to";
@@ -199,7 +200,7 @@ function ModelPicker({ chat }: { chat: Chat }): VNode {
           }
         }}
       >
-        {!models && <option value="">{chat.modelsError ? "no models" : "…"}</option>}
+        {!models && <option value="">{chat.models.error ? "no models" : "…"}</option>}
         {models && chat.model !== "" && !models.some(({ name }) => name === chat.model) && (
           <option value={chat.model}>{chat.model}</option>
         )}
@@ -215,7 +216,7 @@ function ModelPicker({ chat }: { chat: Chat }): VNode {
 }
 
 function Chats({ chat, onPick }: { chat: Chat; onPick: () => void }): VNode {
-  if (chat.chats.length === 0) {
+  if (chat.shelf.chats.length === 0) {
     return <p class="faint">No chats yet. They are remembered in this browser alone.</p>;
   }
   return (
@@ -224,7 +225,7 @@ function Chats({ chat, onPick }: { chat: Chat; onPick: () => void }): VNode {
         Remembered in this browser alone. Whoever has a chat’s address can read it and write in it.
       </p>
       <ul class="chats">
-        {chat.chats.map(({ sessionId, title, model, atMs }) => (
+        {chat.shelf.chats.map(({ sessionId, title, model, atMs }) => (
           <li key={sessionId} class={sessionId === chat.sessionId ? "current" : ""}>
             <a href={`#s=${sessionId}`} onClick={onPick} aria-current={sessionId === chat.sessionId}>
               <strong>{title || "Untitled"}</strong>

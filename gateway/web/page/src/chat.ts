@@ -1,98 +1,58 @@
 /** The chat behind the page: one session at a time, what is painted of it, and what is done to it. */
 import {
   Client,
-  type ClientFrame,
   type Connection,
   type Conversation,
   Delivery,
-  type Event,
-  FinishReason,
-  type Model,
   ReceiptStatus,
-  type SessionInit,
-  type Snapshot,
-  type SnapshotCause,
   StatusError,
   ToolDisposition,
-  Transcript,
-  type TurnView,
+  type Transcript,
   callError,
   textOf,
 } from "@backchannel/client";
-import { Announcer } from "./announcer.js";
-import { Painter } from "./painter.js";
+import { beginning } from "./beginning.js";
+import { Frames } from "./frames.js";
+import { Link } from "./link.js";
+import { Models } from "./models.js";
+import type { Painter } from "./painter.js";
 import { Record } from "./record.js";
+import { Scene } from "./scene.js";
 import {
-  type Chat as KeptChat,
   type Settings,
-  forgetChat,
-  loadChats,
   loadSettings,
-  parseOptions,
-  rememberChat,
   saveSettings,
 } from "./settings.js";
+import { Shelf } from "./shelf.js";
+import { Toaster } from "./toaster.js";
 import { TOOLS } from "./tools.js";
+import { type Unsent, Utterances } from "./utterances.js";
 
-/** A short word to the user that goes away by itself. */
-export interface Toast {
-  readonly text: string;
-  readonly bad: boolean;
-}
-
-/** A message that was said here and is not in the log yet. */
-export interface Unsent {
-  readonly frameId: string;
-  readonly text: string;
-}
-
-const ACK_EVERY_MS = 300;
-const TICK_MS = 250;
-const TOAST_MS = 6000;
 // A stream that was quiet for longer than two heartbeats when somebody comes back is not trusted.
 const STALE_MS = 20_000;
 
 export class Chat {
   readonly client = new Client();
-  readonly painter = new Painter(() => !matchMedia("(prefers-reduced-motion: reduce)").matches);
-  transcript = new Transcript();
+  readonly scene = new Scene();
   record = new Record();
+  link = new Link();
   conversation: Conversation | undefined;
-  connection: Connection = { state: "connecting" };
-  /** When the connection was lost, by the page's clock; undefined while there is one. */
-  lostAtMs: number | undefined;
-  /** How often a lost connection came back. */
-  reconnects = 0;
-  /** How often the server no longer had all events of the time in between. */
-  gaps = 0;
-  models: readonly Model[] | undefined;
-  modelsError = "";
+  readonly models = new Models();
   settings: Settings = loadSettings();
-  chats: readonly KeptChat[] = loadChats();
-  toast: Toast | undefined;
+  readonly shelf = new Shelf();
+  readonly toaster = new Toaster(() => this.render());
   /** A session is being made for the first message. */
   creating = false;
   /** What the composer shall hold, when a message comes back. */
   returned: { readonly text: string } | undefined;
-  /** For screen readers. */
-  announcement = "";
   online = navigator.onLine;
   /** The message that the next one is said in place of: it is the event after this one. */
   editing: { readonly atSeq: bigint } | undefined;
   /** The turn that is being stopped: once is enough. */
   stopping = "";
   readonly #onRender: () => void;
-  readonly #announcer = new Announcer();
-  #frame = 0;
-  #lastFrameMs = 0;
-  #lastAckMs = 0;
-  #ackedTurn: TurnView | undefined;
-  #ackedChars = -1;
-  #tick: ReturnType<typeof setTimeout> | undefined;
-  #toastTimer: ReturnType<typeof setTimeout> | undefined;
-  readonly #sent = new Map<string, ClientFrame>();
-  // From when it is sent until its event has come: a receipt may be there before it.
-  readonly #said = new Map<string, Unsent>();
+  readonly #frames = new Frames((nowMs, elapsedMs) => this.#paint(nowMs, elapsedMs));
+  #utterances = new Utterances();
 
   /** @param onRender Told, at most once a frame, when something to be seen has changed. */
   constructor(onRender: () => void) {
@@ -113,6 +73,14 @@ export class Chat {
 
   // --- what is to be seen --------------------------------------------------------------------
 
+  get transcript(): Transcript {
+    return this.scene.transcript;
+  }
+
+  get painter(): Painter {
+    return this.scene.painter;
+  }
+
   get sessionId(): string {
     return this.conversation?.sessionId ?? "";
   }
@@ -120,21 +88,7 @@ export class Chat {
   /** The model of this chat, or of the one that the next message begins. */
   get model(): string {
     const { session } = this.conversation ?? {};
-    return session?.config?.model ?? this.chosenModel?.name ?? "";
-  }
-
-  /** What is known of that model. */
-  get modelCard(): Model | undefined {
-    return this.models?.find(({ name }) => name === this.model);
-  }
-
-  get chosenModel(): Model | undefined {
-    return this.models?.find(({ name }) => name === this.settings.model) ?? this.models?.[0];
-  }
-
-  /** The session is over: nothing more can be said in it. */
-  get over(): boolean {
-    return this.connection.state === "ended";
+    return session?.config?.model ?? this.models.choose(this.settings.model)?.name ?? "";
   }
 
   /** An answer is on its way, or has come and is still being painted. */
@@ -148,7 +102,7 @@ export class Chat {
   }
 
   get unsent(): Unsent[] {
-    return [...this.#said.values()].filter(({ frameId }) => !this.#isKnown(frameId));
+    return this.#utterances.unsent(this.transcript);
   }
 
   // --- what is done --------------------------------------------------------------------------
@@ -187,17 +141,12 @@ export class Chat {
     this.render();
     try {
       await receipt;
-      this.#remember(text);
+      this.shelf.remember(this.sessionId, text, this.model);
     } catch (error) {
       this.painter.thaw();
       this.#refuse(text, error, frameId);
     }
     this.render();
-  }
-
-  /** The chat that this one was made from, to say something anew. */
-  get origin(): string {
-    return this.chats.find(({ sessionId }) => sessionId === this.sessionId)?.from ?? "";
   }
 
   /** Has a message in the composer, to be said anew in a chat of its own. */
@@ -290,7 +239,7 @@ export class Chat {
         return;
       }
     }
-    this.chats = forgetChat(sessionId);
+    this.shelf.forget(sessionId);
     if (sessionId === this.sessionId) {
       this.fresh();
     }
@@ -304,77 +253,48 @@ export class Chat {
   }
 
   async loadModels(): Promise<void> {
-    this.modelsError = "";
-    try {
-      this.models = await this.client.models();
-    } catch (error) {
-      this.modelsError = callError(error).message;
-    }
+    await this.models.load(this.client);
     this.render();
   }
 
   /** Says a word to the user. */
   tell(text: string, bad = false): void {
-    this.toast = { text, bad };
-    clearTimeout(this.#toastTimer);
-    this.#toastTimer = setTimeout(() => this.dismiss(), TOAST_MS);
-    this.render();
-  }
-
-  dismiss(): void {
-    this.toast = undefined;
-    this.render();
+    this.toaster.tell(text, bad);
   }
 
   /** Has the page drawn anew with the next frame. */
   render(): void {
-    if (this.#frame === 0) {
-      this.#frame = requestAnimationFrame((nowMs) => this.#paint(nowMs));
-    }
+    this.#frames.ask();
   }
 
   // --- a session -----------------------------------------------------------------------------
 
-  async #create(text: string): Promise<void> {
-    this.creating = true;
-    this.render();
-    const { settings } = this;
-    const model = this.chosenModel;
-    const takesTools = model?.capabilities.includes("tools") ?? true;
-    const sampling = {
-      ...(settings.maxTokens === "" ? {} : { maxTokens: Number(settings.maxTokens) }),
-      ...(settings.temperature === "" ? {} : { temperature: Number(settings.temperature) }),
-    };
-    const config: SessionInit = {
-      model: model?.name ?? settings.model,
-      system: settings.system,
-      sampling,
-      engineOptions: parseOptions(settings.engineOptions),
-    };
-    const tools = takesTools ? TOOLS.filter(({ spec }) => settings.tools.includes(spec.name ?? "")) : [];
-    try {
-      const conversation = await this.client.create(config, tools);
-      this.creating = false;
-      this.#attach(conversation);
-      history.pushState(null, "", `#s=${conversation.sessionId}`);
-      await this.say(text, Delivery.QUEUE);
-    } catch (error) {
-      this.creating = false;
-      this.#refuse(text, error, "");
-    }
+  #create(text: string): Promise<void> {
+    const { config, tools } = beginning(this.settings, this.models.choose(this.settings.model));
+    return this.#begin(text, "", () => this.client.create(config, tools));
   }
 
-  async #fork(before: Conversation, atSeq: bigint, text: string): Promise<void> {
-    this.creating = true;
+  #fork(before: Conversation, atSeq: bigint, text: string): Promise<void> {
+    const { sessionId } = before;
     this.editing = undefined;
+    return this.#begin(text, sessionId, () => this.client.fork({ sessionId, atSeq }, {}, TOOLS));
+  }
+
+  /** @param from The chat that this one goes on from; empty for one without a past. */
+  async #begin(text: string, from: string, make: () => Promise<Conversation>): Promise<void> {
+    this.creating = true;
     this.render();
     try {
-      const conversation = await this.client.fork({ sessionId: before.sessionId, atSeq }, {}, TOOLS);
+      const conversation = await make();
       this.creating = false;
-      this.#leave();
+      if (from !== "") {
+        this.#leave();
+      }
       this.#attach(conversation);
       history.pushState(null, "", `#s=${conversation.sessionId}`);
-      this.#remember(text, before.sessionId);
+      if (from !== "") {
+        this.shelf.remember(this.sessionId, text, this.model, from);
+      }
       await this.say(text, Delivery.QUEUE);
     } catch (error) {
       this.creating = false;
@@ -398,15 +318,11 @@ export class Chat {
   #leave(): void {
     this.conversation?.close();
     this.conversation = undefined;
-    this.transcript = new Transcript();
+    this.scene.clear();
     this.record = new Record();
-    this.connection = { state: "connecting" };
-    this.lostAtMs = undefined;
-    this.reconnects = 0;
-    this.gaps = 0;
+    this.link = new Link();
     this.editing = undefined;
-    this.#sent.clear();
-    this.#said.clear();
+    this.#utterances = new Utterances();
   }
 
   #attach(conversation: Conversation): void {
@@ -419,18 +335,29 @@ export class Chat {
     };
     conversation.subscribe({
       frame: (frame) => current(() => this.record.frame(frame)),
-      events: (events) => current(() => events.forEach((event) => this.#take(event))),
-      snapshot: (snapshot, cause) => current(() => this.#adopt(snapshot, cause)),
+      events: (events) =>
+        current(() => {
+          for (const event of events) {
+            this.scene.take(event);
+            this.#utterances.settle(event.frameId);
+          }
+        }),
+      snapshot: (snapshot, cause) =>
+        current(() => {
+          this.link.gaps += cause === "cursor lost" ? 1 : 0;
+          this.scene.adopt(snapshot, cause);
+          this.#utterances.settleAll(this.transcript);
+        }),
       connection: (connection) => current(() => this.#connected(connection)),
-      pending: () => current(() => this.#notePending(conversation)),
+      pending: () => current(() => this.#utterances.note(conversation, this.transcript)),
       receipt: (receipt) =>
         current(() => {
           // What a snapshot holds has no event any more.
           if (receipt.seq > 0n && receipt.seq <= this.transcript.seq) {
-            this.#said.delete(receipt.frameId);
+            this.#utterances.settle(receipt.frameId);
           }
           if (receipt.frameId !== "") {
-            this.record.receipt(receipt, this.#sent.get(receipt.frameId));
+            this.record.receipt(receipt, this.#utterances.frame(receipt.frameId));
           }
         }),
       refused: ({ frame, frameId }, error) =>
@@ -443,61 +370,16 @@ export class Chat {
     conversation.open();
   }
 
-  #take(event: Event): void {
-    this.transcript.apply(event);
-    this.#said.delete(event.frameId);
-    if (event.kind.case === "turnStarted") {
-      const turn = this.transcript.turn(event.kind.value.turnId);
-      if (turn) {
-        this.painter.follow(turn);
-      }
-    }
-  }
-
-  #adopt(snapshot: Snapshot, cause: SnapshotCause): void {
-    const before = this.painter.newest;
-    const chars = before ? this.painter.charsOf(before) : 0;
-    this.transcript.reset(snapshot);
-    if (cause === "cursor lost") {
-      this.gaps += 1;
-      this.transcript.notice(
-        `Some of what happened is no longer kept by the server: this is its state as of event ${snapshot.seq}.`,
-      );
-    }
-    for (const frameId of this.#said.keys()) {
-      if (this.#isKnown(frameId)) {
-        this.#said.delete(frameId);
-      }
-    }
-    const last = this.transcript.lastTurn;
-    if (last) {
-      // What this page had painted of it goes on from there; else it was there before.
-      const known = before?.turnId === last.turnId && cause !== "opening";
-      this.painter.show(last, known ? chars : last.textChars);
-      this.#announcer.skip(last.turnId, last.text);
-    }
-  }
-
   #connected(connection: Connection): void {
     this.record.connection(connection);
-    this.connection = connection;
-    if (connection.state === "lost") {
-      this.lostAtMs ??= performance.now();
-    } else if (connection.state === "open") {
-      // The server may have lost what was seen, and generation may wait for it.
-      this.#ackedChars = -1;
-      if (this.lostAtMs !== undefined) {
-        this.reconnects += 1;
-        const seconds = ((performance.now() - this.lostAtMs) / 1000).toFixed(1);
-        this.tell(
-          connection.resumed
-            ? `Back after ${seconds} s. Nothing was missed: it went on after event ${connection.afterSeq}.`
-            : `Back after ${seconds} s.`,
-        );
-      }
-      this.lostAtMs = undefined;
+    const back = this.link.take(connection);
+    if (back !== "") {
+      this.tell(back);
+    }
+    if (connection.state === "open") {
+      this.scene.reopened();
     } else if (connection.state === "ended" && connection.error?.gone) {
-      this.chats = forgetChat(this.sessionId);
+      this.shelf.forget(this.sessionId);
     }
   }
 
@@ -505,7 +387,7 @@ export class Chat {
     this.online = online;
     if (online) {
       this.conversation?.hurry();
-      if (!this.models) {
+      if (!this.models.all) {
         void this.loadModels();
       }
     } else {
@@ -515,38 +397,12 @@ export class Chat {
     this.render();
   }
 
-  #notePending(conversation: Conversation): void {
-    for (const sent of conversation.pending) {
-      const { frameId, frame } = sent;
-      this.#sent.set(frameId, sent);
-      if (frame.case === "message" && !this.#isKnown(frameId)) {
-        this.#said.set(frameId, { frameId, text: textOf(frame.value) });
-      }
-    }
-    while (this.#sent.size > 200) {
-      const [oldest = ""] = this.#sent.keys();
-      this.#sent.delete(oldest);
-    }
-  }
-
-  #remember(text: string, from = ""): void {
-    const known = this.chats.find(({ sessionId }) => sessionId === this.sessionId);
-    this.chats = rememberChat({
-      sessionId: this.sessionId,
-      title: known?.title ?? text,
-      model: this.model,
-      atMs: Date.now(),
-      from: known?.from ?? from,
-    });
-  }
-
   /** A message was not taken: its text goes back to where it came from. */
   #refuse(text: string, thrown: unknown, frameId: string): void {
     if (!(thrown instanceof StatusError)) {
       return;
     }
-    this.#sent.delete(frameId);
-    this.#said.delete(frameId);
+    this.#utterances.drop(frameId);
     const why =
       thrown.reason === "TURN_MISMATCH" ? "another answer had begun by then" : thrown.message;
     this.tell(`Not sent: ${why}`, true);
@@ -567,97 +423,18 @@ export class Chat {
     this.render();
   }
 
-  #isKnown(frameId: string): boolean {
-    return (
-      this.transcript.queued.some((message) => message.frameId === frameId) ||
-      this.transcript.items.some((item) => item.kind === "message" && item.frameId === frameId)
-    );
-  }
-
   // --- painting ------------------------------------------------------------------------------
 
-  #paint(nowMs: number): void {
-    this.#frame = 0;
-    this.painter.step(this.#lastFrameMs === 0 ? 16 : nowMs - this.#lastFrameMs);
-    this.#lastFrameMs = nowMs;
-    this.#announce();
-    this.#ack(nowMs);
+  #paint(nowMs: number, elapsedMs: number): "more" | "counts" | "rests" {
+    this.scene.step(this.conversation, nowMs, elapsedMs);
     this.#onRender();
     if (this.painter.behind) {
-      this.render();
-    } else {
-      this.#lastFrameMs = 0;
-      this.#tickIfNeeded();
+      return "more";
     }
-  }
-
-  /** Deadlines and waits are counted down. */
-  #tickIfNeeded(): void {
+    // Deadlines and waits are counted down.
+    const { transcript } = this;
     const counts =
-      this.connection.state === "lost" ||
-      this.transcript.running !== undefined ||
-      this.transcript.callsOpen ||
-      this.waiting;
-    clearTimeout(this.#tick);
-    if (counts) {
-      this.#tick = setTimeout(() => this.render(), TICK_MS);
-    }
-  }
-
-  #announce(): void {
-    const turn = this.painter.turn;
-    if (turn && this.transcript.turn(turn.turnId) === turn) {
-      const text = turn.text.slice(0, this.painter.indexFor(turn));
-      const over = turn.finishReason !== FinishReason.UNSPECIFIED && !this.painter.behind;
-      this.announcement = this.#announcer.next(turn.turnId, text, over) || this.announcement;
-    }
-  }
-
-  /** Tells the server what is on the screen, while that can still count. */
-  #ack(nowMs: number): void {
-    const { painter, conversation } = this;
-    const turn = painter.turn;
-    if (turn !== this.#ackedTurn) {
-      this.#ackedTurn = turn;
-      this.#ackedChars = -1;
-    }
-    const running = turn !== undefined && turn === this.transcript.running && !turn.stopped;
-    if (!conversation || !running || document.hidden || painter.chars === this.#ackedChars) {
-      return;
-    }
-    // Soon after the first word, and whenever all that has come is painted.
-    const due = nowMs - this.#lastAckMs >= ACK_EVERY_MS;
-    if (painter.chars > 0 && (due || this.#ackedChars < 0)) {
-      this.#lastAckMs = nowMs;
-      this.#ackedChars = painter.chars;
-      conversation.ack(painter.seq, painter.chars);
-    }
-  }
-}
-
-/** How a turn ended, for people; empty while it runs or when all is well. */
-export function endingOf(turn: TurnView): string {
-  switch (turn.finishReason) {
-    case FinishReason.UNSPECIFIED:
-    case FinishReason.STOP:
-      return "";
-    case FinishReason.LENGTH:
-      return "cut off: the limit of tokens was reached";
-    case FinishReason.TOOL_CALLS:
-      return "ended: the model asked for too many rounds of tools";
-    case FinishReason.INTERRUPTED:
-      return "stopped";
-    case FinishReason.STEERED:
-      return "steered";
-    case FinishReason.DISCONNECTED:
-      return "ended: nobody was connected any more";
-    case FinishReason.DEADLINE:
-      return "ended: it took too long";
-    case FinishReason.OWNER_LOST:
-      return "ended: the server that spoke was lost";
-    case FinishReason.CONTENT_FILTER:
-      return "ended by the engine's content filter";
-    default:
-      return "failed";
+      this.link.connection.state === "lost" || transcript.running !== undefined || transcript.callsOpen || this.waiting;
+    return counts ? "counts" : "rests";
   }
 }

@@ -12,7 +12,8 @@ const STEERING = "At the end of its sentence or tool round, with all that it has
 export function Composer({ chat, onSaid }: { chat: Chat; onSaid: () => void }): VNode {
   const [text, setText] = useState("");
   const box = useRef<HTMLTextAreaElement>(null);
-  const { speaking, over } = chat;
+  const { speaking } = chat;
+  const { over } = chat.link;
   const some = text.trim() !== "";
   const answers = chat.transcript.running !== undefined || chat.painter.behind;
 

@@ -22,17 +22,18 @@ interface State {
 }
 
 function stateOf(chat: Chat): State {
-  const { connection, conversation } = chat;
+  const { conversation, link } = chat;
+  const { connection } = link;
   if (!conversation) {
     return { kind: "none", text: "", detail: "" };
   }
   switch (connection.state) {
     case "open": {
-      const times = chat.reconnects === 1 ? "once" : `${chat.reconnects} times`;
+      const times = link.reconnects === 1 ? "once" : `${link.reconnects} times`;
       const detail =
-        chat.reconnects === 0
+        link.reconnects === 0
           ? "Connected; nothing was lost."
-          : chat.gaps === 0
+          : link.gaps === 0
             ? `Connected. The connection was lost ${times} and came back, with nothing missed.`
             : `Connected. The connection was lost ${times}; not every event of the time between was still kept.`;
       return { kind: "open", text: "Live", detail };
@@ -46,7 +47,7 @@ function stateOf(chat: Chat): State {
         detail: connection.error.message,
       };
     default:
-      return chat.lostAtMs === undefined
+      return link.lostAtMs === undefined
         ? { kind: "connecting", text: "Connecting", detail: "" }
         : { kind: "lost", text: chat.online ? "Reconnecting" : "Offline", detail: "" };
   }
@@ -54,11 +55,11 @@ function stateOf(chat: Chat): State {
 
 /** Above the composer, while something is wrong. */
 export function Banner({ chat }: { chat: Chat }): VNode | null {
-  const { connection } = chat;
+  const { connection } = chat.link;
   if (!chat.conversation) {
-    return chat.modelsError === "" ? null : (
+    return chat.models.error === "" ? null : (
       <p class="banner bad">
-        The server can’t be reached: {chat.modelsError}
+        The server can’t be reached: {chat.models.error}
         <button type="button" onClick={() => void chat.loadModels()}>
           Try again
         </button>
@@ -80,10 +81,10 @@ export function Banner({ chat }: { chat: Chat }): VNode | null {
       </p>
     );
   }
-  if (chat.lostAtMs === undefined) {
+  if (chat.link.lostAtMs === undefined) {
     return null;
   }
-  const seconds = Math.max(0, Math.round((performance.now() - chat.lostAtMs) / 1000));
+  const seconds = Math.max(0, Math.round((performance.now() - chat.link.lostAtMs) / 1000));
   const running = chat.transcript.running !== undefined;
   return (
     <p class="banner bad" data-testid="lost">

@@ -29,9 +29,9 @@ export function Inspector({ chat }: { chat: Chat }): VNode {
         <dt>Last event</dt>
         <dd data-testid="seq">{conversation ? String(conversation.seq) : "–"}</dd>
         <dt>Reconnects</dt>
-        <dd data-testid="reconnects">{chat.reconnects}</dd>
+        <dd data-testid="reconnects">{chat.link.reconnects}</dd>
         <dt>Gaps</dt>
-        <dd data-testid="gaps">{chat.gaps}</dd>
+        <dd data-testid="gaps">{chat.link.gaps}</dd>
         <dt>On its way up</dt>
         <dd>{conversation?.pending.length ?? 0}</dd>
       </dl>

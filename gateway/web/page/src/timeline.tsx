@@ -10,19 +10,19 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
   const { transcript, painter, unsent } = chat;
   const empty = transcript.items.length === 0 && unsent.length === 0 && transcript.queued.length === 0;
   if (empty && !chat.creating) {
-    return chat.conversation && chat.connection.state === "connecting" ? <Loading /> : <Welcome chat={chat} />;
+    return chat.conversation && chat.link.connection.state === "connecting" ? <Loading /> : <Welcome chat={chat} />;
   }
   const last = transcript.lastTurn;
   // While nothing is being said, what waits is simply next.
   const next = transcript.running
     ? []
     : [...transcript.queued, ...unsent.map((each) => ({ ...each, delivery: Delivery.QUEUE }))];
-  const waits = chat.lostAtMs === undefined ? "sending…" : "is sent when the connection is back";
+  const waits = chat.link.lostAtMs === undefined ? "sending…" : "is sent when the connection is back";
   return (
     <div class="timeline">
-      {chat.origin !== "" && (
+      {chat.shelf.originOf(chat.sessionId) !== "" && (
         <p class="notice" role="note">
-          Another way on from <a href={`#s=${chat.origin}`}>the chat before</a>, which is as it was.
+          Another way on from <a href={`#s=${chat.shelf.originOf(chat.sessionId)}`}>the chat before</a>, which is as it was.
         </p>
       )}
       {transcript.items.map((item, index) => {
@@ -54,7 +54,7 @@ export function Timeline({ chat }: { chat: Chat }): VNode {
             shown={painter.indexFor(item)}
             painting={painter.paints(item)}
             stopping={chat.stopping === item.turnId && item === transcript.running}
-            lost={item === transcript.running && chat.lostAtMs !== undefined}
+            lost={item === transcript.running && chat.link.lostAtMs !== undefined}
             nowMs={counts(item, transcript.running) ? Math.floor((chat.conversation?.serverNow() ?? 0) / 250) * 250 : 0}
             isLast={isLast}
             onCancel={(callId) => void chat.cancelCall(callId)}
@@ -168,8 +168,8 @@ const STARTERS = [
 ];
 
 function Welcome({ chat }: { chat: Chat }): VNode {
-  const card = chat.modelCard;
-  if (chat.over) {
+  const card = chat.models.named(chat.model);
+  if (chat.link.over) {
     return (
       <div class="welcome">
         <h2>Nothing here any more.</h2>
