@@ -88,6 +88,8 @@ REMEDIES: Final[Mapping[str, str]] = {
     "ToolStuck": "Tools are run by clients. Find out whether the one that runs them is there"
     " (*Readers, by door*), and give the tool shorter time-outs (`idle_timeout`, `timeout`): a call"
     " that has timed out lets its turn go on.",
+    "ToolsTimeOut": "As above; *Wait for a tool at p99* tells how long those take that do end. A"
+    " client that works on a long call says so by `ToolProgress`, which begins its idle time anew.",
     "CommitsFail": "Look at the disk and at the server's log lines `append_failed`."
     " `LOG_UNAVAILABLE`: a full disk, or another program that holds the file; it goes on by itself"
     " once that ends. `LOG_CORRUPT`: stop, and restore ([logs.md](logs.md)).",

@@ -371,6 +371,7 @@ STUCK: Final = Row(
             A_SECOND,
             rate("backchannel_tool_calls_total", "{{outcome}}", by="outcome"),
             stacked=True,
+            alerts=("ToolsTimeOut",),
         ),
         Panel(
             "Wait for a tool at p99, by outcome",
@@ -418,6 +419,12 @@ STUCK: Final = Row(
             "What those who came back had missed.",
             EVENTS + "/s",
             rate("backchannel_replayed_total", "replayed"),
+        ),
+        Panel(
+            "Frames refused",
+            "`ENGINE_BUSY`, `QUEUE_FULL`: people who were turned away.",
+            A_SECOND,
+            rate("backchannel_frames_refused_total", "{{reason}}", by="reason"),
         ),
         Panel(
             "Turns at work, by engine",

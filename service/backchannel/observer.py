@@ -116,6 +116,10 @@ class SessionWatch(Protocol):
         """
         ...
 
+    def refused(self, reason: str) -> None:
+        """A frame was refused, for this reason (`errors.Reason`)."""
+        ...
+
     def trace(self, turn_id: str) -> dict[str, str]:
         """For the log: `trace_id` and `span_id` of a turn whose end was just decided."""
         ...

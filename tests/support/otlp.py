@@ -62,6 +62,16 @@ class Span:
         return self.raw.parent_span_id.hex()
 
     @property
+    def link_kinds(self) -> dict[str, str]:
+        """What it is linked to, and what for."""
+        return {
+            link.span_id.hex(): pair.value.string_value
+            for link in self.raw.links
+            for pair in link.attributes
+            if pair.key == "backchannel.link"
+        }
+
+    @property
     def links(self) -> set[str]:
         """The ids of the spans that it is linked to."""
         return {link.span_id.hex() for link in self.raw.links}

@@ -34,7 +34,7 @@ from backchannel.engines.protocol import (
     ToolCallFragment,
     ToolCallStart,
 )
-from backchannel.errors import BackchannelError
+from backchannel.errors import BackchannelError, reason_of
 from backchannel.host.audience import Audience
 from backchannel.host.clock import SECOND_NS, Clock, within
 from backchannel.host.comeback import Comeback
@@ -170,7 +170,11 @@ class LiveSession:
             self.ledger.after_commit(lambda _: reader.deliver(receipt, error))
 
     def _take(self, frame: frame_pb2.ClientFrame) -> Decision | None:
-        return self._input(partial(self._core.accept, frame, judge=self._judge))
+        decision = self._input(partial(self._core.accept, frame, judge=self._judge))
+        receipt = decision.receipt if decision is not None else None
+        if self._watch is not None and receipt is not None and receipt.HasField("error"):
+            self._watch.refused(reason_of(receipt.error))
+        return decision
 
     def _judge(self, message: session_pb2.UserMessage) -> None:
         runner, state = self._resources.runner, self._core.state

@@ -18,6 +18,7 @@ from google.protobuf.duration_pb2 import Duration
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, Status, StatusCode, set_span_in_context
 
+from backchannel.errors import reason_of
 from backchannel.observer import AfterCommit, Lagging
 from backchannel.session.decision import StartEngine
 from backchannel.telemetry import content, table
@@ -34,6 +35,12 @@ _MAX_TURNS: Final = 4
 _MAX_TOOLS: Final = 1024
 _FINE: Final = frozenset({"stop", "length", "tool_calls", "content_filter", "steered"})
 """Endings that nobody is to blame for."""
+
+
+# What a link is for.
+_BEGAN: Final = {names.LINK: "message"}
+_READ: Final = {names.LINK: "read"}
+_STOPPED: Final = {names.LINK: "stop"}
 
 
 def _lower(name: str, prefix: str) -> str:
@@ -59,6 +66,22 @@ class Turn:
     context: Context
     reads: dict[ReaderTrace, Span] = field(default_factory=dict)
     finishing: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """A message whose turn has not begun.
+
+    Attributes:
+        call: The RPC that it came with.
+        time_ns: When it was taken in.
+        waits: A turn runs before its own.
+    """
+
+    frame_id: str
+    call: Call | None
+    time_ns: int
+    waits: bool
 
 
 @dataclass(slots=True)
@@ -113,7 +136,7 @@ class SessionTrace:
         self.telemetry = telemetry
         self._figures = telemetry.figures
         self._session_id = session_id
-        self._inputs: deque[tuple[str, Call | None]] = deque(maxlen=_MAX_INPUTS)
+        self._inputs: deque[Input] = deque(maxlen=_MAX_INPUTS)
         self._turns: dict[str, Turn] = {}
         self._tools: dict[str, OpenCall] = {}
         self._running: Turn | None = None
@@ -124,11 +147,12 @@ class SessionTrace:
     def decided(self, kind: str, event: event_pb2.Event) -> AfterCommit | None:
         """An event was decided."""
         if kind == "input_accepted":
-            self._inputs.append((event.input_accepted.frame_id, CALL.get()))
+            frame_id, time_ns = event.input_accepted.frame_id, event.time.ToNanoseconds()
+            self._inputs.append(Input(frame_id, CALL.get(), time_ns, self._running is not None))
         elif kind == "input_withdrawn":
             self._take(event.input_withdrawn.frame_id)
         elif kind == "turn_started":
-            self._started(event.turn_started)
+            self._started(event.turn_started, event.time.ToNanoseconds())
         elif kind == "turn_finished":
             return self._finished(event.turn_finished)
         elif kind == "turn_interrupted":
@@ -143,6 +167,10 @@ class SessionTrace:
             self._tool_finished(event.tool_call_finished, event.time.ToNanoseconds())
         return None
 
+    def refused(self, reason: str) -> None:
+        """A frame was refused."""
+        self._figures.number(table.REFUSED).add(1, reason)
+
     def trace(self, turn_id: str) -> dict[str, str]:
         """The ids of a turn's trace and span; empty if it is not known."""
         turn = self._turns.get(turn_id)
@@ -153,19 +181,26 @@ class SessionTrace:
             return {}
         return {"trace_id": f"{context.trace_id:032x}", "span_id": f"{context.span_id:016x}"}
 
-    def _take(self, frame_id: str) -> Call | None:
-        """The call that a message came with."""
-        for place, (known, call) in enumerate(self._inputs):
-            if known == frame_id:
+    def _take(self, frame_id: str) -> Input | None:
+        """A message that waited."""
+        for place, one in enumerate(self._inputs):
+            if one.frame_id == frame_id:
                 del self._inputs[place]
-                return call
+                return one
         return None
 
-    def _started(self, started: event_pb2.TurnStarted) -> None:
-        calls = [call for frame in started.frame_ids if (call := self._take(frame)) is not None]
+    def _started(self, started: event_pb2.TurnStarted, time_ns: int) -> None:
+        inputs = [one for frame in started.frame_ids if (one := self._take(frame)) is not None]
+        calls = [one.call for one in inputs if one.call is not None]
         for turn in [turn for turn in self._turns.values() if not turn.finishing]:
             self._break_off(turn, "lost")  # Its beginning was refused by the log.
-        self._running = self._turn(started.turn_id, started.model, calls)
+        turn = self._running = self._turn(started.turn_id, started.model, calls)
+        for one in inputs:
+            if one.waits:
+                wait = self.telemetry.tracer.start_span(
+                    "wait for turn", context=turn.context, start_time=one.time_ns
+                )
+                wait.end(time_ns)
 
     def _turn(self, turn_id: str, model: str, calls: list[Call] | None = None) -> Turn:
         """The turn of that id, also one that another process has begun."""
@@ -179,7 +214,7 @@ class SessionTrace:
         parent = Context()
         if calls and calls[0].remote:
             parent = set_span_in_context(calls[0].span, parent)
-        links = [Link(call.context) for call in calls if call.context.is_valid]
+        links = [Link(call.context, _BEGAN) for call in calls if call.context.is_valid]
         span = self.telemetry.tracer.start_span(
             f"turn {model}".strip(),
             context=parent,
@@ -192,7 +227,7 @@ class SessionTrace:
         if turn.model:
             span.set_attribute(names.REQUEST_MODEL, model)
         for call in calls:
-            call.span.add_link(span.get_span_context())
+            call.span.add_link(span.get_span_context(), _BEGAN)
         self._turns[turn_id] = turn
         self._figures.number(table.RUNNING).add(1)
         for reader in self._readers:
@@ -205,7 +240,7 @@ class SessionTrace:
             turn.span.add_event("interrupted")
         call = CALL.get()
         if turn is not None and call is not None and call.context.is_valid:
-            turn.span.add_link(call.context)
+            turn.span.add_link(call.context, _STOPPED)
 
         def count(error: Exception | None) -> None:
             if error is None:
@@ -292,6 +327,8 @@ class SessionTrace:
         if ending not in _FINE:
             span.set_attribute(names.ERROR_TYPE, ending)
             span.set_status(Status(StatusCode.ERROR, ending))
+        if finished.HasField("error"):
+            span.set_attribute(names.ERROR_REASON, reason_of(finished.error))
         span.end()
 
     # --- tools -------------------------------------------------------------------------------
@@ -367,7 +404,7 @@ class SessionTrace:
     def _reads(self, reader: ReaderTrace, turn: Turn, *, linked: bool) -> None:
         """A reader hears of a turn."""
         call = reader.call
-        links = [Link(call.context)] if call is not None and call.context.is_valid else []
+        links = [Link(call.context, _READ)] if call is not None and call.context.is_valid else []
         turn.reads[reader] = self.telemetry.tracer.start_span(
             f"read {reader.door}".strip(),
             context=turn.context,
@@ -379,9 +416,9 @@ class SessionTrace:
             },
         )
         if call is not None and not linked:
-            call.span.add_link(turn.span.get_span_context())
+            call.span.add_link(turn.span.get_span_context(), _READ)
             if links:
-                turn.span.add_link(call.context)
+                turn.span.add_link(call.context, _READ)
 
     def reader_closed(self, reader: ReaderTrace, *, goodbye: bool) -> None:
         """It is gone."""

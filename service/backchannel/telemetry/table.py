@@ -140,6 +140,13 @@ TOOLS_OLDEST: Final = Metric(
 INTERRUPTS: Final = Metric(
     "backchannel.interrupts", _COUNTER, "{interrupt}", (), "Turns that a client has stopped."
 )
+REFUSED: Final = Metric(
+    "backchannel.frames.refused",
+    *(_COUNTER, "{frame}", ("reason",)),
+    "Frames that a session refused, by why: `ENGINE_BUSY` and `QUEUE_FULL` are people who are turned"
+    " away.",
+    known=(("ENGINE_BUSY",), ("QUEUE_FULL",)),
+)
 STOP: Final = Metric(
     "backchannel.engine.stop",
     *(_HISTOGRAM, "s", ("gen_ai.provider.name",)),
@@ -225,7 +232,7 @@ CALLS: Final = Metric(
 
 METRICS: Final = (
     *(TTFT, PER_TOKEN, DURATION, GAP, QUEUE_WAIT, TOKENS, TURNS, RUNNING),
-    *(TOOL_CALLS, TOOL_WAIT, TOOLS_OPEN, TOOLS_OLDEST, INTERRUPTS, STOP),
+    *(TOOL_CALLS, TOOL_WAIT, TOOLS_OPEN, TOOLS_OLDEST, INTERRUPTS, STOP, REFUSED),
     *(SESSIONS, READERS, READER_LAG, RESUMES, REPLAYED, HEARTBEATS),
     *(COMMIT, COMMIT_EVENTS, COMMIT_ERRORS, BACKLOG, LOOP_LAG),
     *(ENGINE_RUNNING, ENGINE_WAITING, ENGINE_LIMIT, ENGINE_ERRORS, CALLS),

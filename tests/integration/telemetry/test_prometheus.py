@@ -109,6 +109,11 @@ async def engines_that_fail_and_queue(client: Client) -> None:
         await other.event("turn_finished")
 
 
+async def refused_frame(client: Client) -> None:
+    session = await client.create(model="scripted/echo")
+    await client.send(session.session_id, say("x", expected_turn_id="turn_that_never_was"))
+
+
 async def readers_and_logs_in_trouble(client: Client, server: Server, log: MoodyLog) -> None:
     session = await client.create(model="scripted/count", engine_options={"rate": "50"})
     live = await server.host.sessions.get(session.session_id)
@@ -134,6 +139,7 @@ async def scenario(client: Client, server: Server, log: MoodyLog) -> None:
     )
     with pytest.raises(grpc.aio.AioRpcError):
         await client.get("there-is-no-such-session")
+    await refused_frame(client)
     await readers_and_logs_in_trouble(client, server, log)
     # A last scrape, and an evaluation of the rules.
     await asyncio.sleep(SEEN_S)

@@ -98,8 +98,8 @@ async def test_a_turn_is_a_trace_of_its_own_with_all_that_it_waited_for() -> Non
     ]
     assert turn.parent == ""
     assert turn.trace != call.trace
-    assert linked(turn, call)
-    assert linked(call, turn)
+    assert turn.link_kinds == {call.id: "message"}
+    assert call.link_kinds == {turn.id: "message"}
     assert chat.events == ["first_token", "finish"]
     said = chat.attributes
     assert said["gen_ai.operation.name"] == "chat"
@@ -236,6 +236,26 @@ async def test_an_engine_that_fails_says_so() -> None:
     assert chat.events == ["first_token", "failed"]
     assert chat.attributes["error.type"] == "ENGINE_FAILED"
     assert turn.attributes["backchannel.tokens.delivered"] == 5
+    assert turn.attributes["backchannel.turn.error"] == "ENGINE_FAILED"
+
+
+async def test_a_message_that_waits_for_another_turn_shows_its_wait() -> None:
+    async with serving() as (taken, telemetry, client):
+        opening = create(model="scripted/count", engine_options={"rate": "20"})
+        first = say("go", sampling=session_pb2.Sampling(max_tokens=8))
+        async with converse(client, opening, first) as stream:
+            await stream.event("turn_started")
+            await stream.send(say("and on", sampling=session_pb2.Sampling(max_tokens=1)))
+            await stream.event("turn_finished", 2)
+        await arrived(taken, telemetry, "turn", CONVERSE)
+    before, after = sorted(taken.named("turn"), key=lambda span: span.raw.start_time_unix_nano)
+    wait = taken.one("wait for turn")
+    assert wait.parent == after.id
+    # From the middle of the one turn to the beginning of the other.
+    assert before.raw.start_time_unix_nano < wait.raw.start_time_unix_nano
+    assert wait.raw.start_time_unix_nano < before.raw.end_time_unix_nano
+    waited_s = (wait.raw.end_time_unix_nano - wait.raw.start_time_unix_nano) / 1e9
+    assert waited_s == pytest.approx(after.attributes["backchannel.turn.queued"], abs=0.01)
 
 
 async def test_a_clients_deadline_says_so_and_the_turn_goes_on_without_it() -> None:
