@@ -5,9 +5,9 @@
 
 The breaks are listed in scripts/mutants.toml. They are made in a copy of the tree in a temporary
 folder, never in the tree itself. The tests that a break names are asked about it, up to the first
-that fails; if they notice nothing and it is in the session core, all its examples, and then the
-random conversations of tests/unit/session/test_machine.py. What nobody notices is missed, and the
-exit status is then 1.
+that fails; if they notice nothing and it is in the session core, all its examples, then the
+comparison with the reference and the random conversations. What nobody notices is missed, and the
+exit status is then 1. Tests that do not come to an end have noticed nothing.
 """
 
 from __future__ import annotations
@@ -18,9 +18,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,10 +31,13 @@ PAGE = ROOT / "docs" / "track-record.md"
 BEGIN, END = "<!-- scripts/mutants.py: begin -->", "<!-- scripts/mutants.py: end -->"
 CODE = Path("service") / "backchannel"
 TESTS = "tests/unit/session"
+REFERENCE = f"{TESTS}/test_reference.py"
 MACHINE = f"{TESTS}/test_machine.py"
+# The smallest case is of no use here, and takes minutes to find.
+UNSHRUNK = ("--hypothesis-profile=unshrunk", "--hypothesis-seed=1")
 COPIED = ("service", "gateway", "tests", "scripts", "bench", "docs", "pyproject.toml")
-# A break may make a test run for ever.
-TIMEOUT_S = 300
+# A break may make a test run for ever. Longer than any test's own limit, whose end has a name.
+LIMIT_S = 330
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +63,9 @@ class Mutant:
         """What to ask pytest for, each only if the one before noticed nothing."""
         yield tuple(self.tests)
         if self.file.startswith("session/"):
-            yield TESTS, f"--ignore={MACHINE}"
-            yield MACHINE, "--hypothesis-profile=unshrunk", "--hypothesis-seed=1"
+            yield TESTS, f"--ignore={MACHINE}", f"--ignore={REFERENCE}"
+            yield REFERENCE, *UNSHRUNK
+            yield MACHINE, *UNSHRUNK
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,10 +74,16 @@ class Verdict:
 
     Attributes:
         noticed_by: The first test that failed; empty if none did.
+        endless: What was asked and did not come to an end, for people; mostly empty.
     """
 
     mutant: Mutant
     noticed_by: str
+    endless: str = ""
+
+    def __str__(self) -> str:
+        said = f"{self.noticed_by or 'MISSED'}: {self.mutant.breaks}"
+        return f"{said} (no end within {LIMIT_S} s: {self.endless})" if self.endless else said
 
 
 def mutants() -> list[Mutant]:
@@ -92,7 +104,11 @@ def mutants() -> list[Mutant]:
 
 
 def first_failure(tree: Path, *arguments: str) -> str:
-    """Run tests in a copy of the tree; the name of the first that fails, empty if none does."""
+    """Run tests in a copy of the tree; the name of the first that fails, empty if none does.
+
+    Raises:
+        TimeoutError: They did not come to an end.
+    """
     environment = {**os.environ, "BACKCHANNEL_TEST_SCALE": "small", "PYTHONDONTWRITEBYTECODE": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", "--tb=no"]
     command += ["-p", "no:cacheprovider", *arguments]
@@ -104,10 +120,10 @@ def first_failure(tree: Path, *arguments: str) -> str:
             capture_output=True,
             text=True,
             check=False,
-            timeout=TIMEOUT_S,
+            timeout=LIMIT_S,
         )
-    except subprocess.TimeoutExpired:
-        return "(ran too long)"
+    except subprocess.TimeoutExpired as error:
+        raise TimeoutError(" ".join(arguments)) from error
     if done.returncode == 0:
         return ""
     if done.returncode != 1:
@@ -122,15 +138,30 @@ def judge(tree: Path, mutant: Mutant) -> Verdict:
     """Break the copy, ask the tests, mend the copy."""
     path = tree / CODE / mutant.file
     whole = path.read_text("utf-8")
+    endless = []
     for arguments in mutant.asked:
         path.write_text(whole.replace(mutant.old, mutant.new), "utf-8")
-        failed = first_failure(tree, *arguments)
-        path.write_text(whole, "utf-8")
+        try:
+            failed = first_failure(tree, *arguments)
+        except TimeoutError as error:
+            failed = ""
+            endless.append(str(error))
+        finally:
+            path.write_text(whole, "utf-8")
         # Those that the break names are known to pass without it.
         named = arguments == tuple(mutant.tests)
-        if failed and (named or not first_failure(tree, *arguments)):
-            return Verdict(mutant, failed)
-    return Verdict(mutant, "")
+        if failed and (named or passes(tree, *arguments)):
+            return Verdict(mutant, failed, "; ".join(endless))
+    return Verdict(mutant, "", "; ".join(endless))
+
+
+@cache
+def passes(tree: Path, *arguments: str) -> bool:
+    """Whether tests pass on the code as it is, within the same limit."""
+    try:
+        return not first_failure(tree, *arguments)
+    except TimeoutError:
+        return False
 
 
 def table(verdicts: Sequence[Verdict]) -> str:
@@ -171,10 +202,12 @@ def main(words: Sequence[str]) -> int:
         if failed := first_failure(tree, *named):
             print(f"the tests fail on the code as it is: {failed}")
             return 1
-        for mutant in chosen:
+        for number, mutant in enumerate(chosen, 1):
+            began = time.monotonic()
             verdict = judge(tree, mutant)
             verdicts.append(verdict)
-            print(f"{verdict.noticed_by or 'MISSED'}: {mutant.breaks}", flush=True)
+            took = f"{time.monotonic() - began:.0f} s"
+            print(f"{number}/{len(chosen)} {took:>6}  {verdict}", flush=True)
     caught = sum(bool(verdict.noticed_by) for verdict in verdicts)
     print(f"{caught} of {len(verdicts)} caught")
     if not words:

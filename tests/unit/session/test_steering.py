@@ -222,6 +222,24 @@ def test_a_call_in_the_making_is_not_torn() -> None:
     driver.fragment(index, "{}")
     driver.advance(10)
     assert not driver.told_to_stop()
+    assert not driver.of("turn_finished")
+
+
+def test_time_does_not_end_a_turn_whose_calls_are_owed() -> None:
+    driver = Driver(tools=[tool()], limits=limits(max_steer_delay=seconds(2)))
+    driver.say()
+    driver.text("Let me see")
+    call_id = driver.call()
+    driver.say("other", delivery=STEER)
+    driver.advance(10)
+    assert not driver.told_to_stop()
+    assert not driver.of("turn_finished")
+    driver.result(call_id, json="7")
+    driver.advance(10)
+    assert not driver.told_to_stop()
+    assert not driver.of("turn_finished")
+    driver.finish("tool_calls")
+    assert driver.ending.finish_reason == STEERED
 
 
 def test_it_is_withdrawn() -> None:
