@@ -27,8 +27,8 @@ has as many series as there are models, doors and reasons, and what comes beyond
 together as `other`.
 
 What happens for each token is counted in plain numbers and read when somebody collects;
-[tracing.md](tracing.md) tells what that costs, and about spans. [dashboard.md](dashboard.md) shows a
-dashboard for Grafana with a picture of it, and tells what to do when an alert fires; the files are
+[tracing.md](tracing.md) tells what that costs, and about spans. [dashboard.md](dashboard.md) shows
+a dashboard for Grafana with a picture of it, and what to do when an alert fires; the files are
 in [deploy/observability](../deploy/observability).
 
 | metric | in Prometheus | kind | unit | labels |

@@ -39,6 +39,8 @@ NESTED: Final = "__"
 # Service called backchannel (BACKCHANNEL_SERVICE_HOST, BACKCHANNEL_PORT_50051_TCP, …).
 _OTHER_VARIABLES: Final = re.compile("SERVER|CONFIG|(SERVICE|PORT)(_.*)?")
 GGUF: Final = ".gguf"
+# Settings that hold settings.
+_GROUPS: Final = ("sessions", "telemetry")
 
 
 class ConfigError(Exception):
@@ -178,8 +180,8 @@ class ServeConfig(BaseSettings):
             if rest.partition(NESTED)[0].lower() in cls.model_fields:
                 continue
             if not _OTHER_VARIABLES.fullmatch(rest):
-                near = difflib.get_close_matches(rest.lower(), cls.model_fields, n=1)
-                unknown.append((name, ENV_PREFIX + near[0].upper() if near else None))
+                meant = _meant(rest.lower())
+                unknown.append((name, _variable(meant) if meant else None))
         return unknown
 
     @classmethod
@@ -304,15 +306,36 @@ def _explain(error: ValidationError, flags: Mapping[str, object], toml: Path | N
             lines.append(message)
             continue
         if fault["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-            known = ", ".join(sorted(_siblings(place)))
+            siblings = sorted(_siblings(place))
+            meant = _meant(place[0]) if len(place) == 1 else ()
+            known = (
+                f"there is {'.'.join(meant)}"
+                if len(meant) > 1
+                else f"there are {', '.join(siblings)}"
+            )
             lines.append(
-                f"{_container(place, toml)}: no setting is called {'.'.join(place)}; there are"
-                f" {known}"
+                f"{_container(place, toml)}: no setting is called {'.'.join(place)}; {known}"
             )
             continue
         message = message[:1].lower() + message[1:]
         lines.append(f"{_origin(place, flags, toml)}: {message} (found {_shown(fault['input'])})")
     return "\n".join(lines)
+
+
+def _meant(name: str) -> tuple[str, ...]:
+    """Where the setting stands that this name comes closest to; empty if none does.
+
+    Some options of the command line are settings of a group: what is known by an option's name
+    is looked for there, too.
+    """
+    groups = {
+        field.name: (group, field.name)
+        for group in _GROUPS
+        for field in dataclasses.fields(ServeConfig.model_fields[group].default)
+    }
+    places = groups | {field: (field,) for field in ServeConfig.model_fields}
+    near = difflib.get_close_matches(name, places, n=1)
+    return places[near[0]] if near else ()
 
 
 def _siblings(place: tuple[str, ...]) -> Iterable[str]:

@@ -259,6 +259,7 @@ def test_variables_that_set_nothing() -> None:
     variables = {
         "BACKCHANNEL_DRAIN_GRACE": "5",
         "BACKCHANNEL_NONSENSE": "x",
+        "BACKCHANNEL_OTLP_ENDPOINT": "http://127.0.0.1:4317",
         "BACKCHANNEL_SESSIONS__MAX_LIVE": "7",
         "BACKCHANNEL_LOG": "memory",
         "backchannel_model": "scripted/echo",
@@ -273,7 +274,16 @@ def test_variables_that_set_nothing() -> None:
     assert ServeConfig.unknown_variables(variables) == [
         ("BACKCHANNEL_DRAIN_GRACE", "BACKCHANNEL_DRAIN_GRACE_S"),
         ("BACKCHANNEL_NONSENSE", None),
+        ("BACKCHANNEL_OTLP_ENDPOINT", "BACKCHANNEL_TELEMETRY__OTLP_ENDPOINT"),
     ]
+
+
+def test_an_options_name_in_the_file_is_led_to_its_group(tmp_path: Path) -> None:
+    path = toml(tmp_path, 'otlp_endpoint = "http://127.0.0.1:4317"')
+    with pytest.raises(
+        ConfigError, match="there is telemetry.otlp_endpoint"
+    ):
+        ServeConfig.load({}, path)
 
 
 def test_several_faults_at_once(tmp_path: Path) -> None:

@@ -150,7 +150,8 @@ def serve(
 
     Every option can also be an environment variable (BACKCHANNEL_LISTEN, BACKCHANNEL_ENGINE=a,b,
     BACKCHANNEL_DRAIN_GRACE_S, …) or a line of the TOML file (drain_grace_s = 10); options win over
-    variables, and these over the file.
+    variables, and these over the file. --metrics-listen and --otlp-endpoint are of a group:
+    BACKCHANNEL_TELEMETRY__OTLP_ENDPOINT, telemetry.otlp_endpoint.
 
     **Examples**
 
@@ -263,7 +264,7 @@ async def _run(config: ServeConfig) -> int:
             Server(config, doors=[doors], observer=observer) as server,
         ):
             await edge.start(server.address)
-            _greet(server, edge, observer.metrics_url)
+            _greet(server, edge, observer.metrics_url, config.telemetry.otlp_endpoint)
             await stop.wait()
             typer.echo(
                 f"Stopping within {config.drain_grace_s:g} s; once more stops at once.", err=True
@@ -278,7 +279,7 @@ async def _run(config: ServeConfig) -> int:
     return 0
 
 
-def _greet(server: Server, edge: BrowserEdge, metrics_url: str) -> None:
+def _greet(server: Server, edge: BrowserEdge, metrics_url: str, traces: str) -> None:
     """Say what runs, and what to do next."""
     for problem in server.engines.problems:
         _complain(f"{problem.subject} is not there: {problem.message}", "Note")
@@ -291,6 +292,7 @@ def _greet(server: Server, edge: BrowserEdge, metrics_url: str) -> None:
         f"  model  {_default(server)}\n"
         f"  log    {server.log_address}\n"
         + (f"  metrics {metrics_url}\n" if metrics_url else "")
+        + (f"  traces {traces}\n" if traces else "")
         + (f"Open {edge.url} in a browser, or try" if edge.url else "Try")
         + ", in another terminal:\n"
         f"  backchannel chat{others}\n"

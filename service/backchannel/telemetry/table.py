@@ -143,8 +143,8 @@ INTERRUPTS: Final = Metric(
 REFUSED: Final = Metric(
     "backchannel.frames.refused",
     *(_COUNTER, "{frame}", ("reason",)),
-    "Frames that a session refused, by why: `ENGINE_BUSY` and `QUEUE_FULL` are people who are turned"
-    " away.",
+    "Frames that a session refused, by why: `ENGINE_BUSY` and `QUEUE_FULL` are people who are"
+    " turned away.",
     known=(("ENGINE_BUSY",), ("QUEUE_FULL",)),
 )
 STOP: Final = Metric(
