@@ -280,9 +280,7 @@ def test_variables_that_set_nothing() -> None:
 
 def test_an_options_name_in_the_file_is_led_to_its_group(tmp_path: Path) -> None:
     path = toml(tmp_path, 'otlp_endpoint = "http://127.0.0.1:4317"')
-    with pytest.raises(
-        ConfigError, match="there is telemetry.otlp_endpoint"
-    ):
+    with pytest.raises(ConfigError, match=r"there is telemetry\.otlp_endpoint"):
         ServeConfig.load({}, path)
 
 
