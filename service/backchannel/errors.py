@@ -144,7 +144,7 @@ TABLE: Final[Mapping[Reason, Code]] = {
     # Too much.
     Reason.QUEUE_FULL: Code(code_pb2.RESOURCE_EXHAUSTED, 429, 1.0),
     Reason.READERS_FULL: Code(code_pb2.RESOURCE_EXHAUSTED, 429, 5.0),
-    Reason.READER_LAGS: Code(code_pb2.RESOURCE_EXHAUSTED, 429, 0.0),
+    Reason.READER_LAGS: Code(code_pb2.RESOURCE_EXHAUSTED, 429, 1.0),
     Reason.SESSIONS_FULL: Code(code_pb2.RESOURCE_EXHAUSTED, 429, 10.0),
     Reason.SESSION_FULL: Code(code_pb2.RESOURCE_EXHAUSTED, 429),
     Reason.LATE_RESULTS_FULL: Code(code_pb2.RESOURCE_EXHAUSTED, 429),

@@ -365,10 +365,13 @@ class Checkpoints:
         """Decode it."""
         try:
             state = checkpoints.load(data)
+            # Turns and frames are read when they are asked for.
+            found = len(list(state.turns)), len(state.queue), len(list(state.calls.values()))
+            _ = list(state.frames.applied())
         except BackchannelError as error:
             said = reason(error, Reason.LOG_CORRUPT)
             return said, type(error.__cause__), str(error.__cause__)[:20]
-        return len(state.turns), len(state.queue), len(state.calls)
+        return found
 
 
 ODD: Final[tuple[object, ...]] = (

@@ -28,7 +28,7 @@ def trim_of(
     """
     past = exchanges(state.config.history)[state.history_dropped :]
     sizes = [_size(exchange) for exchange in past]
-    sizes += [_size(turn_messages(turn, state.calls)) for turn in state.droppable()]
+    sizes += [_size(turn_messages(state.turns[at], state.calls)) for at in state.droppable()]
     if not sizes:
         return None
     whole = max(1, len(state.config.system) + _size(messages(state)))

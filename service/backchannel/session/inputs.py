@@ -7,6 +7,7 @@ for the last turn of an engine that was faster than its reader, which is cut bac
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import Final, NamedTuple
 
 from backchannel.errors import BackchannelError, Reason
@@ -182,14 +183,7 @@ class Inputs:
             )
             self._turns.withdrawn()
             return Answer(_ACCEPTED, seq, "")
-        turn = next(
-            (
-                turn
-                for turn in reversed(state.turns)
-                if turn.turn_id == interrupt.turn_id or (wanted and wanted in turn.frame_ids)
-            ),
-            None,
-        )
+        turn = self._target(interrupt)
         # Only the last turn can still be cut; for any other the position no longer matters.
         current = turn if turn is state.last_turn else None
         self._check_position(
@@ -202,6 +196,19 @@ class Inputs:
         seq = self._cut_short(turn, interrupt.keep, interrupt.tools, explicit=explicit)
         return Answer(_ACCEPTED if seq else _STALE, seq, turn.turn_id)
 
+    def _target(self, interrupt: frame_pb2.Interrupt) -> Turn | None:
+        """The newest turn that a stop names; by its id alone, only if it is the last."""
+        last, turn_id, wanted = self._state.last_turn, interrupt.turn_id, interrupt.target_frame_id
+        if not wanted:
+            # An earlier one need not be looked for: its id is all that the answer tells of it.
+            return last if last is not None and last.turn_id == turn_id else None
+        named = (
+            turn
+            for turn in reversed(self._state.turns)
+            if turn.turn_id == turn_id or wanted in turn.frame_ids
+        )
+        return next(named, None)
+
     def _ack(self, ack: frame_pb2.Ack) -> Answer:
         offset = ack.displayed_offset if ack.HasField("displayed_offset") else None
         turn = self._turn_at(ack.displayed_seq)
@@ -213,11 +220,13 @@ class Inputs:
 
     def _turn_at(self, seq: int) -> Turn | None:
         """The turn that holds event `seq`; if none does, the running one, or the last."""
-        begun = (turn for turn in reversed(self._state.turns) if turn.started_seq <= seq)
-        turn = next(begun, None)
-        if turn is None or 0 < turn.ended_seq < seq:
-            return self._state.last_turn
-        return turn
+        turns, last = self._state.turns, self._state.last_turn
+        if last is None or not seq or last.started_seq <= seq:
+            return last
+        place = bisect_right(turns, seq, key=lambda turn: turn.started_seq) - 1
+        if place < 0 or 0 < turns[place].ended_seq < seq:
+            return last
+        return turns[place]
 
     def _saw(self, turn: Turn | None, seq: int, offset: int | None) -> None:
         """Note a position; those in turns before the last no longer matter."""

@@ -93,15 +93,15 @@ class Output:
         logprobs: Sequence[event_pb2.TokenLogprob],
     ) -> None:
         """One or more tokens of text or reasoning."""
-        run = self._run(run_id)
-        if run is None:
+        run, turn = self._run(run_id), self._state.last_turn
+        if run is None or turn is None:
             return
         if self._owner.stop is not None:
             run.wasted += token_count
             return
         if not text and not token_count:
             return
-        owner, turn = self._owner, self._state.turns[-1]
+        owner = self._owner
         steer = owner.steer
         if steer is not None and steer.perhaps and text[:1].isspace() and not turn.round_calls:
             run.wasted += token_count

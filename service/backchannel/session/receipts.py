@@ -7,11 +7,14 @@ remembered by their owner, the newest few only; to repeat them is harmless.
 
 from __future__ import annotations
 
+import json
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
+from backchannel.session.encoding import intact, line
 from backchannel.v1 import event_pb2, session_pb2
 
 # Which event is a frame's own, if it caused several: the one with the highest rank.
@@ -52,18 +55,50 @@ class FrameRecord:
     line: bytes = field(default=b"", compare=False, repr=False)
 
 
+def _write(frame: FrameRecord) -> bytes:
+    """A frame's part of a checkpoint."""
+    return line(
+        [
+            frame.digest.hex(),
+            frame.seq,
+            frame.turn_id,
+            frame.time_ns,
+            frame.rank,
+            frame.delivery,
+        ]
+    )
+
+
+def _read(line: bytes) -> FrameRecord:
+    with intact():
+        digest, seq, turn_id, time_ns, rank, delivery = json.loads(line)
+        return FrameRecord(bytes.fromhex(digest), seq, turn_id, time_ns, rank, delivery, line)
+
+
 class FrameBook:
-    """The frames of one session by their ids."""
+    """The frames of one session by their ids. Those that a checkpoint tells are lines until asked.
+
+    Any of them may raise `LOG_CORRUPT` when it is first asked for.
+
+    Args:
+        lines: Those frames, oldest first.
+    """
 
     __slots__ = ("_applied", "_quiet")
 
-    def __init__(self) -> None:
-        self._applied: dict[str, FrameRecord] = {}
+    def __init__(self, lines: Mapping[str, bytes] | None = None) -> None:
+        self._applied: dict[str, FrameRecord | bytes] = dict(lines or {})
         self._quiet: OrderedDict[str, FrameRecord] = OrderedDict()
+
+    def _known(self, frame_id: str) -> FrameRecord | None:
+        record = self._applied.get(frame_id)
+        if isinstance(record, bytes):
+            record = self._applied[frame_id] = _read(record)
+        return record
 
     def find(self, frame_id: str) -> FrameRecord | None:
         """The record of a frame that was applied."""
-        return self._applied.get(frame_id) or self._quiet.get(frame_id)
+        return self._known(frame_id) or self._quiet.get(frame_id)
 
     def record(
         self,
@@ -76,7 +111,7 @@ class FrameBook:
         rank = _RANK.get(kind, 0)
         if kind == "tool_call_finished" and event.tool_call_finished.HasField("result"):
             rank = _OWN_RESULT  # It is the frame's own, whatever turn it also stops.
-        known = self._applied.get(event.frame_id)
+        known = self._known(event.frame_id)
         if known is None:
             now_ns = event.time.seconds * 1_000_000_000 + event.time.nanos
             self._applied[event.frame_id] = FrameRecord(
@@ -108,5 +143,26 @@ class FrameBook:
         self._applied[frame_id] = record
 
     def applied(self) -> Iterator[tuple[str, FrameRecord]]:
-        """All frames that caused an event."""
-        return iter(self._applied.items())
+        """All frames that caused an event, oldest first."""
+        for frame_id in list(self._applied):
+            record = self._known(frame_id)
+            if record is not None:
+                yield frame_id, record
+
+    def lines(self, since_ns: int) -> tuple[list[str], list[bytes]]:
+        """The parts of a checkpoint of frames that were applied since then, and their ids."""
+        ids, records = list(self._applied), list(self._applied.values())
+        first = bisect_left(
+            records,
+            since_ns,
+            key=lambda record: (_read(record) if isinstance(record, bytes) else record).time_ns,
+        )
+        made = []
+        for record in records[first:]:
+            if isinstance(record, bytes):
+                made.append(record)
+                continue
+            if not record.line:
+                record.line = _write(record)
+            made.append(record.line)
+        return ids[first:], made

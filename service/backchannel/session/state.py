@@ -18,6 +18,7 @@ from backchannel.errors import BackchannelError, Reason
 from backchannel.session.receipts import FrameBook
 from backchannel.session.table import TRANSITIONS, Guard, Phase
 from backchannel.session.turn import OPEN, Call, Deferred, Turn
+from backchannel.session.turn_book import CallBook, TurnBook
 from backchannel.v1 import event_pb2, session_pb2
 
 END_NS: Final = 253_402_300_800 * 1_000_000_000
@@ -74,19 +75,37 @@ def exchanges(history: Iterable[session_pb2.Message]) -> list[list[session_pb2.M
 
 
 @dataclass(slots=True)
+class Settled:
+    """What the prompt says of the history and of turns before the last, so that it is made once.
+
+    Only a `ContextTrimmed` changes it: turns before the last are cut no more, and a call that
+    outlives its turn keeps its placeholder there for good.
+
+    Attributes:
+        messages: What they say.
+        turns: So many of the oldest turns, those that are left out included.
+    """
+
+    messages: list[session_pb2.Message]
+    turns: int = 0
+
+
+@dataclass(slots=True)
 class SessionState:
     """What the events say.
 
     Attributes:
         turns: All turns, oldest first; the last one may be running.
+        last_turn: The running turn, or with none running the last that ended.
+        dropped: The places of turns that are left out of the prompt (`ContextTrimmed`).
         queue: Messages that wait, in the order in which they will be answered.
-        calls: Every call of every turn by its id.
         open: Those that are announced and have no result, by id, oldest first.
         deferred: Ends of calls that the model is yet to be told, in the order in which they came.
         history_dropped: How many exchanges of the imported history are left out of the prompt.
         credit_window: `Limits.max_unacked_chars`; 0 for none.
         content_bytes: Size of what was said, for the limit on a session's growth.
         config_line: The configuration's part of a checkpoint, once it was made.
+        settled: What the prompt says of turns before the last, once it was made.
     """
 
     session_id: str = ""
@@ -96,9 +115,10 @@ class SessionState:
     last_seq: int = 0
     create_ns: int = 0
     update_ns: int = 0
-    turns: list[Turn] = field(default_factory=list)
+    turns: TurnBook = field(default_factory=TurnBook)
+    last_turn: Turn | None = None
+    dropped: set[int] = field(default_factory=set)
     queue: list[Queued] = field(default_factory=list)
-    calls: dict[str, Call] = field(default_factory=dict)
     open: dict[str, Call] = field(default_factory=dict)
     deferred: list[Deferred] = field(default_factory=list)
     history_dropped: int = 0
@@ -107,18 +127,19 @@ class SessionState:
     content_bytes: int = 0
     credit_window: int = 0
     config_line: bytes = field(default=b"", compare=False, repr=False)
+    settled: Settled | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def calls(self) -> CallBook:
+        """Every call of every turn by its id."""
+        return self.turns.calls
 
     @property
     def running(self) -> Turn | None:
         """The running turn."""
         if self.phase in (Phase.GENERATING, Phase.WAITING_FOR_TOOLS, Phase.STOPPING):
-            return self.turns[-1]
+            return self.last_turn
         return None
-
-    @property
-    def last_turn(self) -> Turn | None:
-        """The running turn, or with none running the last that ended."""
-        return self.turns[-1] if self.turns else None
 
     def apply(self, event: event_pb2.Event) -> None:
         """Take in the next event.
@@ -138,9 +159,9 @@ class SessionState:
         if not 0 <= now_ns < END_NS:
             raise self._corrupt(event, "is of no time that there is")
         if kind == "output_delta":  # Nearly all events are this one.
-            turn = self.turns[-1]
+            turn = self.last_turn
             delta = event.output_delta
-            if delta.turn_id != turn.turn_id:
+            if turn is None or delta.turn_id != turn.turn_id:
                 raise self._corrupt(event, "is about a turn that does not run")
             if delta.round > len(turn.rounds) + 1:
                 raise self._corrupt(event, "skips a round")
@@ -152,7 +173,7 @@ class SessionState:
             delivery = self._delivery_of(event, kind)
             getattr(self, f"_apply_{kind}")(event, getattr(event, kind), now_ns)
             if target is Guard.AWAITED_CALLS_LEFT:
-                waiting = self.turns[-1].waits
+                waiting = self.last_turn is not None and self.last_turn.waits
                 target = Phase.WAITING_FOR_TOOLS if waiting else Phase.GENERATING
             self.phase = Phase(target)
             if event.frame_id:
@@ -247,22 +268,21 @@ class SessionState:
             raise self._corrupt(event, "starts a turn for nothing")
         del self.queue[:count]
         del self.deferred[: len(told)]
-        if self.turns:
-            self.turns[-1].forget_marks()
-        self.turns.append(
-            Turn(
-                turn_id=started.turn_id,
-                frame_ids=list(started.frame_ids),
-                inputs=[queued.message for queued in taken],
-                model=started.model,
-                told=told,
-                accepted_ns=min(
-                    [queued.time_ns for queued in taken] + [ended.time_ns for ended in told]
-                ),
-                started_ns=now_ns,
-                started_seq=event.seq,
-            )
+        if self.last_turn is not None:
+            self.last_turn.forget_marks()
+        self.last_turn = Turn(
+            turn_id=started.turn_id,
+            frame_ids=list(started.frame_ids),
+            inputs=[queued.message for queued in taken],
+            model=started.model,
+            told=told,
+            accepted_ns=min(
+                [queued.time_ns for queued in taken] + [ended.time_ns for ended in told]
+            ),
+            started_ns=now_ns,
+            started_seq=event.seq,
         )
+        self.turns.append(self.last_turn)
 
     def _apply_tool_call_started(
         self, event: event_pb2.Event, started: event_pb2.ToolCallStarted, now_ns: int
@@ -275,7 +295,7 @@ class SessionState:
         turn.enter_round(started.round)
         call = Call(started.call_id, turn.turn_id, started.name, turn.text_chars, started.round)
         turn.calls.append(call)
-        self.calls[call.call_id] = call
+        self.calls.add(call)
 
     def _apply_tool_call_delta(
         self, event: event_pb2.Event, delta: event_pb2.ToolCallDelta, now_ns: int
@@ -340,8 +360,7 @@ class SessionState:
             if call.outcome == OPEN:
                 raise self._corrupt(event, "is a late result of a call that has none in time")
             call.late_results += 1
-            turn = next(turn for turn in reversed(self.turns) if turn.turn_id == call.turn_id)
-            turn.line = b""
+            self.turns[self.calls.places[call.call_id]].line = b""
         elif not call.open:
             raise self._corrupt(event, "ends a tool call that is not open")
         result = finished.result if finished.HasField("result") else None
@@ -392,12 +411,19 @@ class SessionState:
         left = trimmed.dropped_turns
         history = min(left, len(exchanges(self.config.history)) - self.history_dropped)
         self.history_dropped += history
-        for turn in self.droppable()[: left - history]:
-            turn.dropped, turn.line = True, b""
+        self.dropped.update(self.droppable()[: left - history])
+        self.settled = None
 
-    def droppable(self) -> list[Turn]:
-        """Turns that the prompt can do without, oldest first: ended, and without an open call."""
-        return [turn for turn in self.turns[:-1] if not turn.dropped and not turn.open_calls]
+    def droppable(self) -> list[int]:
+        """The places of turns that the prompt can do without, oldest first.
+
+        They have ended, and have no open call.
+        """
+        return [
+            place
+            for place in range(len(self.turns) - 1)
+            if place not in self.dropped and not self.turns.has_open_call(place)
+        ]
 
     def _apply_turn_finished(
         self, event: event_pb2.Event, finished: event_pb2.TurnFinished, now_ns: int

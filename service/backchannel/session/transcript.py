@@ -14,10 +14,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 from backchannel.errors import BackchannelError, Reason
-from backchannel.session.state import SessionState, exchanges
+from backchannel.session.state import SessionState, Settled, exchanges
 from backchannel.session.turn import Call, Deferred, Turn
 from backchannel.v1 import session_pb2
 
@@ -119,18 +120,26 @@ def messages(state: SessionState) -> tuple[session_pb2.Message, ...]:
     """The conversation so far, oldest first, the running turn included.
 
     Text that the running round has brought already is its last message. What a `ContextTrimmed`
-    has dropped is left out.
+    has dropped is left out. What turns before the last say is made once and kept in the state, so
+    the messages are shared by all prompts, and never to be changed.
 
     Raises:
         ValueError: A call that is waited for has no result yet: the engine must not be asked now.
     """
-    told: list[session_pb2.Message] = []
-    for exchange in exchanges(state.config.history)[state.history_dropped :]:
-        told += exchange
-    for turn in state.turns:
-        if not turn.dropped:
-            told += turn_messages(turn, state.calls)
-    return tuple(told)
+    settled = state.settled
+    if settled is None:
+        settled = state.settled = Settled(_history(state))
+    for place in range(settled.turns, len(state.turns) - 1):
+        if place not in state.dropped:
+            settled.messages += turn_messages(state.turns[place], state.calls)
+        settled.turns = place + 1
+    last = state.last_turn
+    return (*settled.messages, *(turn_messages(last, state.calls) if last else ()))
+
+
+def _history(state: SessionState) -> list[session_pb2.Message]:
+    """What is left of the imported history."""
+    return list(chain.from_iterable(exchanges(state.config.history)[state.history_dropped :]))
 
 
 def past(state: SessionState) -> list[session_pb2.Message]:
@@ -138,12 +147,10 @@ def past(state: SessionState) -> list[session_pb2.Message]:
 
     What an open call will bring is lost to the other session, and told so.
     """
-    told: list[session_pb2.Message] = []
-    for exchange in exchanges(state.config.history)[state.history_dropped :]:
-        told += exchange
-    for turn in state.turns:
-        if not turn.dropped:
-            told += turn_messages(turn, state.calls, whole=False)
+    told = _history(state)
+    for place in range(len(state.turns)):
+        if place not in state.dropped:
+            told += turn_messages(state.turns[place], state.calls, whole=False)
     told += _told_again(state.deferred, state.calls, f"{state.last_seq}")
     return told
 

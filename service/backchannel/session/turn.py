@@ -142,7 +142,6 @@ class Turn:
         inputs: The messages that it answers, oldest first.
         told: The ends of earlier calls that the model is told with it.
         accepted_ns: When the first of all these was accepted.
-        dropped: It is left out of the prompt (`ContextTrimmed`).
         ended_seq: Its `TurnFinished`; 0 while it runs.
         marks: One for each delta; dropped when a later turn has started.
         rounds: The finished rounds; what comes after the last one is the running round.
@@ -161,7 +160,6 @@ class Turn:
     started_seq: int
     ended_seq: int = 0
     told: list[Deferred] = field(default_factory=list)
-    dropped: bool = False
     text_parts: list[str] = field(default_factory=list)
     text_chars: int = 0
     reasoning_parts: list[str] = field(default_factory=list)

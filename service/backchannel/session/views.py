@@ -77,12 +77,8 @@ def brief_config(config: session_pb2.SessionConfig) -> session_pb2.SessionConfig
 
 def _open_calls(state: SessionState) -> list[Call]:
     """In the order in which the model began to write them."""
-    turns = {call.turn_id for call in state.open.values()}
-    return (
-        [call for turn in state.turns if turn.turn_id in turns for call in turn.open_calls]
-        if turns
-        else []
-    )
+    places = sorted({state.calls.places[call_id] for call_id in state.open})
+    return [call for place in places for call in state.turns[place].open_calls]
 
 
 def session_view(

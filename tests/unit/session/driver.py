@@ -8,8 +8,8 @@ none is at work, and only the one at work is stopped.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from google.protobuf.duration_pb2 import Duration
@@ -19,6 +19,7 @@ from backchannel.session.configuration import config_digest, effective_config
 from backchannel.session.decision import Decision, HoldEngine, SetTimer, StartEngine, StopEngine
 from backchannel.session.session import Session
 from backchannel.session.state import SessionState
+from backchannel.session.transcript import messages
 from backchannel.session.turn import Turn
 from backchannel.v1 import event_pb2, frame_pb2, session_pb2
 
@@ -153,6 +154,7 @@ class Driver:
                     assert self.live is None, "an engine is started while another is at work"
                     assert self.running is not None
                     assert self.running.turn_id == effect.turn_id
+                    self._check_prompt(effect)
                     self.live = Run(effect)
                     self.runs.append(self.live)
                 case StopEngine(run_id):
@@ -168,6 +170,14 @@ class Driver:
                     self.timer_ns = at_ns
         self.decisions.append(decision)
         return decision
+
+    def _check_prompt(self, asked: StartEngine) -> None:
+        """What is kept of a prompt for the next one makes it no other, to the byte."""
+        anew = messages(replace(self.state, settled=None))
+        told = anew[:-1] if asked.continue_text else anew
+        assert [one.SerializeToString() for one in asked.messages] == [
+            one.SerializeToString() for one in told
+        ], "the prompt is not what the events say"
 
     def tick(self) -> Decision:
         return self.take(self.session.tick(self.now_ns))
@@ -367,7 +377,7 @@ class Driver:
         return self.session.state
 
     @property
-    def turns(self) -> list[Turn]:
+    def turns(self) -> Sequence[Turn]:
         return self.session.state.turns
 
     @property
@@ -438,6 +448,7 @@ def durable(state: SessionState) -> dict[str, Any]:
         "last_seq": state.last_seq,
         "times": (state.create_ns, state.update_ns),
         "turns": [_durable_turn(turn) for turn in state.turns],
+        "dropped": sorted(state.dropped),
         "queue": [
             (one.frame_id, str(one.message), one.seq, one.time_ns, one.urgent)
             for one in state.queue
@@ -486,5 +497,5 @@ def _durable_turn(turn: Turn) -> dict[str, Any]:
         "kept": (turn.kept_chars, turn.kept_reasoning_chars),
         "recoveries": turn.recoveries if turn.usage is None else 0,
         "end": (turn.finish_reason, str(turn.usage), str(turn.error)),
-        "past": ([one.call_id for one in turn.told], turn.dropped),
+        "told": [one.call_id for one in turn.told],
     }

@@ -348,6 +348,31 @@ def outgrown() -> Driver:
     return driver
 
 
+def cut_back() -> Driver:
+    """Answers with thoughts that were cut after their end, and what came later."""
+    driver = Driver(tools=[tool()])
+    driver.say("think", "m1")
+    driver.think("First ", "this. ")
+    driver.text("One, ")
+    driver.think("Then that.")
+    driver.text("two, ", "three.")
+    driver.finish()
+    begin = len("One, ")
+    driver.interrupt(driver.turns[-1].turn_id, frame_id="i1", displayed_offset=begin)
+    driver.say("look", "m2")
+    driver.think("Perhaps.")
+    driver.result(driver.call(), "r1", json='{"found": 1}')
+    driver.finish("tool_calls")
+    driver.text("It ", "is ", "there.")
+    driver.finish()
+    driver.interrupt(driver.turns[-1].turn_id, frame_id="i2", displayed_offset=len("It i"))
+    driver.answer("Fine.", question="and?")
+    driver.answer("Yes.", question="really?")
+    driver.say("so", "m3")
+    driver.text("So")
+    return driver
+
+
 def cut_off() -> Driver:
     """A turn that runs, one message that waits: what a process finds when another has died."""
     driver = Driver(tools=[tool(), tool("later", blocking=False)])
@@ -363,5 +388,5 @@ def cut_off() -> Driver:
 
 HISTORIES: Final[Mapping[str, Callable[[], Driver]]] = {
     history.__name__: history
-    for history in (chat, tools, stops, steering, outliving, lost, outgrown, cut_off)
+    for history in (chat, tools, stops, steering, outliving, lost, outgrown, cut_back, cut_off)
 }

@@ -533,10 +533,13 @@ def test_a_snapshot_tells_where_calls_stood_and_where_the_time_went() -> None:
 def test_a_checkpoint_of_version_1_is_read_without_what_it_did_not_hold() -> None:
     driver = _two_rounds()
     data = driver.session.checkpoint()
-    head, config, *rest = data[8:].split(b"\n")
+    head, config, index, *rest = data[8:].split(b"\n")
     record = json.loads(head)
     turns = [json.loads(line) for line in rest[: record["turns"]]]
-    frames = [json.loads(line) for line in rest[record["turns"] :]]
+    frames = [
+        [frame_id, *json.loads(line)]
+        for frame_id, line in zip(json.loads(index)["frames"], rest[record["turns"] :], strict=True)
+    ]
     for turn in turns:
         del turn["timing"]
         turn["calls"] = [call[:2] + call[3:] for call in turn["calls"]]
@@ -598,6 +601,10 @@ def test_a_damaged_checkpoint_is_data_loss() -> None:
         _changed(data, turns="1"),
         _replaced(data, 1, half.encode()),
         _replaced(data, 2, b"{}"),
+        _replaced(data, 2, b'{"calls": {"c": 1}, "dropped": [], "frames": []}'),
+        _replaced(data, 2, b'{"calls": {}, "dropped": [-1], "frames": []}'),
+        _replaced(data, 2, b'{"calls": {}, "dropped": [], "frames": ["f"]}'),
+        _replaced(data, 3, b"{}"),
         _changed(data, queue=[["a"]]),
         # One word of the conversation has become another.
         data.replace(b'"one"', b'"two"'),
