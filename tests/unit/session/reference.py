@@ -1,10 +1,23 @@
 """What the contract says a session does, as a second program: to be read, and to be compared with.
 
 Written from the contract and the comments in `proto/`, not from the core; plain Python, no
-protocol buffers. Every input is a method; what it leads to is left in `events`, `effects` and
-`receipt`, and `due()` is when the timer must go off. Ids are what the caller hands out by
-counting (`T1` the first turn, `C1` the first call, `R1` the first question). Times are Unix
-nanoseconds.
+protocol buffers. `test_reference.py` drives both with the same random schedules.
+
+How to read it. First come the nouns: what a session is configured with, what a client sends
+(`Frame`), and what the log tells (`Durable`: turns, calls, the queue), which is all that outlives
+a process. Then `Reference`, whose methods without a word on it are steps of the others:
+
+    what is written         `emit` and the few questions that everything asks
+    frames                  `frame` takes one: a message, a stop, an Ack, a result, progress
+    turns                   `settle` begins what can begin; `stop` and `end_turn` end it
+    steering and credit     where an answer may be cut, and when it must wait
+    engines                 `text`, `call_started` to `call_ready`, `finished`, `failed`
+    tool calls              `end_call`: the one end of a call, and when the model is told of it
+    time                    `due` is when something is due by itself; `tick` lets it happen
+    readers and losses      `readers_changed`, `drain`, `close`, and `lose`: another process goes on
+
+What an input leads to is left in `events`, `effects` and `receipt`. Ids are counted (`T1` the
+first turn, `C1` the first call, `R1` the first question). Times are Unix nanoseconds.
 
 Left out: what a field may hold (validation), bytes and sizes, history and the context policy,
 `Timing` but for its sums. Where the contract is silent and the core had to choose, a comment
@@ -16,18 +29,36 @@ from __future__ import annotations
 import copy
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from typing import Any
 
 SECOND = 1_000_000_000
+# An engine has so long to confirm that it stopped; a deadline that passed while no process lived
+# comes so long after the next one began; who may not go away has so long to acknowledge.
 CONFIRM = 2 * SECOND
 MERCY = 5 * SECOND
 NO_GRACE = 30 * SECOND
-LATE = 4
+PROGRESS_EVERY = SECOND
+LATE_RESULTS = 4
 RECOVERIES = 2
-FOREVER = 1 << 62
-KEEPS_CALLS = ("STOP", "LENGTH", "CONTENT_FILTER", "STEERED", "OWNER_LOST")
+# Endings after which the calls that nobody waits for go on; an interrupt says itself which do.
+KEEPS_CALLS = ("STOP", "LENGTH", "CONTENT_FILTER", "STEERED", "OWNER_LOST", "INTERRUPTED")
+WITHOUT_RESULT = ("CANCELLED", "TIMED_OUT", "UNKNOWN")
+# What the model is told of a call that has no result.
+TOLD = {
+    "": '{"status":"running"}',
+    "TIMED_OUT": '{"error":"timed out"}',
+    "CANCELLED": '{"error":"cancelled; it may or may not have run"}',
+}
+
+Receipt = dict[str, Any]
+Said = tuple[Any, ...]
+
+
+# --- what a session is made of ------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -75,15 +106,6 @@ class Frame:
     scheduling: str = ""
     max_tokens: int | None = None
 
-
-@dataclass
-class Waiting:
-    frame: str
-    text: str
-    delivery: str
-    seq: int
-    max_tokens: int | None = None
-
     @property
     def urgent(self) -> bool:
         return self.delivery != "QUEUE"
@@ -96,21 +118,31 @@ class Call:
     name: str
     tool: Tool
     round: int
-    offset: int
     arguments: str = ""
     ready: bool = False
-    passed_over: bool = False
     idle_at: int = 0
     end_at: int = 0
+    parts: list[Frame] = field(default_factory=list)
     outcome: str = ""
     says: str = ""
+    passed_over: bool = False
     late: int = 0
-    parts: list[Frame] = field(default_factory=list)
-    deferred_late: bool = False
 
     @property
     def open(self) -> bool:
         return self.ready and not self.outcome
+
+    def heard_of(self, now: int) -> None:
+        self.idle_at = min(now + self.tool.idle, self.end_at)
+
+
+@dataclass
+class Deferred:
+    """A result that the model is told in a later turn."""
+
+    call: Call
+    says: str
+    scheduling: str
 
 
 @dataclass
@@ -126,18 +158,9 @@ class Mark:
 
 
 @dataclass
-class Deferred:
-    """A result that the model is told in a later turn."""
-
-    call: Call
-    says: str
-    scheduling: str
-
-
-@dataclass
 class Turn:
     id: str
-    inputs: list[Waiting]
+    inputs: list[Frame]
     told: list[Deferred]
     seq: int
     began: int
@@ -155,12 +178,6 @@ class Turn:
     keeps_all: bool = False
     interrupted: bool = False
     recoveries: int = 0
-    prompt: int = 0
-    cached: int = 0
-    wasted: int = 0
-    estimated: bool = False
-    carry: int = 0
-    paused: int = 0
 
     @property
     def tokens(self) -> int:
@@ -170,21 +187,42 @@ class Turn:
     def awaits(self) -> bool:
         return any(call.open and call.tool.blocking for call in self.calls)
 
+    @property
+    def round_calls(self) -> list[Call]:
+        return [call for call in self.calls if call.round == self.round]
+
+    @property
+    def round_said(self) -> str:
+        return self.text[self.round_text[-1] :]
+
+    @property
+    def round_thought(self) -> str:
+        return self.reasoning[self.round_reasoning :]
+
+    def answers(self, frame_id: str) -> bool:
+        return bool(frame_id) and frame_id in [one.id for one in self.inputs]
+
     def chars_at(self, seq: int) -> int:
         return max((m.end for m in self.marks if m.channel == "TEXT" and m.seq <= seq), default=0)
 
-
-@dataclass
-class Run:
-    """An engine at work on one question."""
-
-    id: str
-    turn: str
-    computed: int = 0
-    stopped_at: int | None = None
-    why: str = ""
-    calls: dict[int, Call | None] = field(default_factory=dict)
-    delivered: int = 0
+    @property
+    def kept_tokens(self) -> int:
+        """Whole tokens; of the reasoning, what came before the last text of which some is kept."""
+        kept = len(self.text) if self.kept is None else self.kept
+        reached, begin, thought = 0, 0, 0
+        for mark in self.marks:
+            if mark.channel == "REASONING":
+                reached = mark.end
+            elif mark.channel == "TEXT":
+                thought = reached if begin < kept else thought
+                begin = mark.end
+        ends = {"TEXT": kept, "REASONING": len(self.reasoning) if self.keeps_all else thought}
+        return sum(
+            mark.tokens
+            for mark in self.marks
+            if (mark.call is not None and mark.call.ready)
+            or (mark.call is None and (self.kept is None or 0 < ends[mark.channel] >= mark.end))
+        )
 
 
 @dataclass
@@ -193,58 +231,147 @@ class Durable:
 
     seq: int = 0
     turns: list[Turn] = field(default_factory=list)
-    queue: list[Waiting] = field(default_factory=list)
+    queue: list[Frame] = field(default_factory=list)
     calls: dict[str, Call] = field(default_factory=dict)
     deferred: list[Deferred] = field(default_factory=list)
-    applied: dict[str, tuple[Frame, int, str, str]] = field(default_factory=dict)
+    applied: dict[str, tuple[Frame, Receipt]] = field(default_factory=dict)
     closed: bool = False
 
 
-def sentence(text: str) -> str:
-    """Whether a sentence has ended: `yes`, `no`, or `perhaps`, if white space follows.
+@dataclass
+class Run:
+    """An engine at work on one question of a turn.
+
+    `computed` tokens are in the log (`delivered`), ride on the next event (`carry`), or wasted.
+    """
+
+    id: str
+    turn: Turn
+    calls: dict[int, Call] = field(default_factory=dict)
+    computed: int = 0
+    delivered: int = 0
+    carry: int = 0
+    stopped_at: int | None = None
+    why: str = ""
+
+
+@dataclass
+class Bill:
+    """What only the owner of the running turn knows of its cost."""
+
+    prompt: int = 0
+    cached: int = 0
+    wasted: int = 0
+    paused: int = 0
+    estimated: bool = False
+
+
+# --- what is said -------------------------------------------------------------------------------
+
+
+def compact(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+
+
+def whole(parts: list[Frame]) -> str:
+    """What the model is told of a result that came in these parts."""
+    if parts[-1].error is not None:
+        return compact({"error": parts[-1].error})
+    if all(one.content is not None for one in parts):
+        return compact("".join(one.content or "" for one in parts))
+    said = [json.loads(one.json) if one.content is None else one.content for one in parts]
+    return compact(said[0] if len(said) == 1 else said)
+
+
+def sentence_ends(text: str, coming: str) -> bool:
+    """Whether a sentence has ended, or has if white space follows and is `coming`.
 
     Silent: which full stops end none (numbers, abbreviations); the schedules have no such.
     """
     if re.search(r"[.!?][\"')]*\s+$|\n\s*$", text):
-        return "yes"
-    return "perhaps" if re.search(r"[.!?][\"')]*$", text) else "no"
+        return True
+    return coming[:1].isspace() and re.search(r"[.!?][\"')]*$", text) is not None
+
+
+def transcript(turns: list[Turn], more: str) -> list[Said]:
+    """What the model is told: `(role, text, calls)`, and `(TOOL, text, call)`.
+
+    `more` has been said in the running round already, and is to be gone on with.
+    """
+    said: list[Said] = []
+    for turn in turns:
+        # What came after the model had gone on is told as calls made anew, with their results.
+        again = [
+            (f"{one.call.id}_{turn.seq}_{place}", one.call.name, one.call.arguments)
+            for place, one in enumerate(turn.told)
+        ]
+        if again:
+            said.append(("ASSISTANT", "", again))
+        for one, (name, _, _) in zip(turn.told, again, strict=True):
+            said.append(("TOOL", one.says, name))
+        said += [("USER", one.text, []) for one in turn.inputs]
+        ends = [*turn.round_text[1:], len(turn.text)]
+        for number, (start, end) in enumerate(zip(turn.round_text, ends, strict=True)):
+            text = turn.text[start : end if turn.kept is None else min(end, turn.kept)]
+            if turn is turns[-1] and number == turn.round:
+                text = text.removesuffix(more)
+            calls = [one for one in turn.calls if one.ready and one.round == number]
+            if text or calls:
+                asked = [(one.id, one.name, one.arguments) for one in calls]
+                said.append(("ASSISTANT", text, asked))
+            for call in calls:
+                told = TOLD[""] if call.open or call.passed_over else call.says
+                said.append(("TOOL", told, call.id))
+    return said
 
 
 class Reference:
     """One session."""
 
-    def __init__(self, config: Config, now: int, readers: int = 0) -> None:
+    def __init__(self, config: Config, now: int) -> None:
         self.config, self.now = config, now
         self.log = Durable()
-        self.events: list[dict[str, Any]] = []
-        self.effects: list[tuple[Any, ...]] = []
-        self.receipt: dict[str, Any] | None = None
-        self.turn_count = self.call_count = self.run_count = 0
-        self.by = ""
+        self.ids: Counter[str] = Counter()
+        self.begin(now)
         self.soft()
-        self.absent = now
         self.emit("session_opened")
-        if readers:
-            self.readers_changed(readers)
+
+    def begin(self, now: int, by: str = "") -> None:
+        """An input: what it leads to is empty yet, and is caused by this frame."""
+        self.now, self.by = max(self.now, now), by
+        self.events: list[dict[str, Any]] = []
+        self.effects: list[Said] = []
+        self.receipt: Receipt | None = None
 
     def soft(self) -> None:
         """What only the owner knows, and a new one does not."""
         self.readers = 0
         self.absent = self.now
         self.run: Run | None = None
+        self.bill = Bill(estimated=True)
         self.draining = False
         self.recovered = 0
-        self.quiet: dict[str, tuple[Frame, dict[str, Any]]] = {}
+        self.quiet: dict[str, tuple[Frame, Receipt]] = {}
         self.seen_seq = 0
         self.seen_offset: dict[str, int] = {}
+        self.acked = 0
+        self.held_since: int | None = None
         self.steer_since: int | None = None
         self.steer_tokens = 0
-        self.held_since: int | None = None
-        self.acked = 0
         self.progress_logged: dict[str, int] = {}
         self.progress_waits: dict[str, Frame] = {}
 
-    # --- what there is ----------------------------------------------------------------------
+    # --- what is written --------------------------------------------------------------------
+
+    def emit(self, kind: str, **fields: Any) -> int:
+        """Put an event into the log; `by` is the frame that caused it, if that is another one."""
+        self.log.seq += 1
+        self.events.append({"kind": kind, "by": self.by, **fields})
+        return self.log.seq
+
+    def new_id(self, letter: str) -> str:
+        self.ids[letter] += 1
+        return f"{letter}{self.ids[letter]}"
 
     @property
     def last(self) -> Turn | None:
@@ -258,23 +385,529 @@ class Reference:
     def stopping(self) -> bool:
         return self.run is not None and self.run.stopped_at is not None
 
-    @property
-    def may_start(self) -> bool:
-        """Whether somebody reads, or may come back to."""
-        if self.readers or self.config.policy == "CONTINUE":
-            return True
-        return (
-            self.config.policy == "CANCEL_AFTER_GRACE"
-            and self.now < self.absent + self.config.grace
-        )
-
     def displayed(self, turn: Turn) -> int:
         return max(turn.chars_at(self.seen_seq), self.seen_offset.get(turn.id, 0))
 
-    def emit(self, kind: str, **fields: Any) -> int:
-        self.log.seq += 1
-        self.events.append({"kind": kind, "by": self.by, **fields})
-        return self.log.seq
+    def displayed_tokens(self, turn: Turn) -> int:
+        chars = self.seen_offset.get(turn.id, 0)
+        text = [m.seq for m in turn.marks if m.channel == "TEXT" and chars and m.end <= chars]
+        last = max([self.seen_seq, *text])
+        return sum(m.tokens for m in turn.marks if m.seq <= last)
+
+    # --- frames -----------------------------------------------------------------------------
+
+    def frame(self, frame: Frame, now: int) -> None:
+        """Exactly once: a frame that is known gets its receipt again, and does nothing."""
+        self.begin(now, frame.id)
+        known = self.log.applied.get(frame.id) or self.quiet.get(frame.id)
+        if known is not None:
+            before, receipt = known
+            again = {**receipt, "status": "DUPLICATE"}
+            self.receipt = again if frame == before else self.refusal("FRAME_ID_REUSED")
+        elif self.log.closed:
+            self.receipt = self.refusal("SESSION_CLOSED")
+        else:
+            receipt = getattr(self, "take_" + frame.kind)(frame)
+            if frame.id and receipt["status"] != "REJECTED":
+                # What caused no event is remembered only as long as its owner lives.
+                (self.log.applied if receipt["seq"] else self.quiet)[frame.id] = frame, receipt
+            self.receipt = receipt
+
+    def answer(self, status: str, seq: int = 0, turn: str = "", delivery: str = "") -> Receipt:
+        return {"status": status, "seq": seq, "turn": turn, "delivery": delivery, "error": ""}
+
+    def refusal(self, reason: str) -> Receipt:
+        return {**self.answer("REJECTED"), "error": reason}
+
+    def turn_at(self, seq: int) -> Turn | None:
+        """The turn that an event is of; where none is, the last."""
+        for turn in self.log.turns:
+            if turn.seq <= seq and (not turn.ended_seq or seq <= turn.ended_seq):
+                return turn
+        return self.last
+
+    def is_beyond(self, frame: Frame, turn: Turn | None) -> bool:
+        """Whether a position is after the end of the log, or of the turn that it counts in."""
+        turn = turn or self.turn_at(frame.seq)
+        end = len(turn.text) if turn else 0
+        return frame.seq > self.log.seq or (frame.offset is not None and frame.offset > end)
+
+    def saw(self, frame: Frame, turn: Turn | None) -> None:
+        """Take note of what the user has seen: the furthest of all that was said of it."""
+        turn = turn or self.turn_at(frame.seq)
+        if frame.offset is None:
+            self.seen_seq = max(self.seen_seq, frame.seq)
+        elif turn is not None:
+            self.seen_offset[turn.id] = max(self.seen_offset.get(turn.id, 0), frame.offset)
+
+    def take_ping(self, frame: Frame) -> Receipt:
+        return self.answer("ACCEPTED")
+
+    def take_ack(self, frame: Frame) -> Receipt:
+        if self.is_beyond(frame, None):
+            return self.refusal("POSITION_BEYOND_END")
+        self.saw(frame, None)
+        self.acked = self.now
+        self.credit()
+        return self.answer("ACCEPTED")
+
+    def take_message(self, frame: Frame) -> Receipt:
+        turn, queue = self.running, self.log.queue
+        if frame.turn and (self.last is None or frame.turn != self.last.id):
+            return self.refusal("TURN_MISMATCH")
+        named = self.last if frame.turn else None
+        if self.is_beyond(frame, named):
+            return self.refusal("POSITION_BEYOND_END")
+        if sum(one.urgent == frame.urgent for one in queue) >= self.config.queued:
+            return self.refusal("QUEUE_FULL")
+        self.saw(frame, named)
+        seq = self.emit("input_accepted", frame=frame.id, text=frame.text, delivery=frame.delivery)
+        # A message of its own, though the same frame may come twice where it has no id.
+        message = replace(frame)
+        queue.insert(sum(one.urgent for one in queue) if frame.urgent else len(queue), message)
+        # Silent: a message begins the grace anew, where nobody reads.
+        self.absent = self.now
+        runs = turn is not None and not self.stopping
+        met = "QUEUE"
+        if frame.delivery == "STEER" and turn is not None and not turn.interrupted:
+            # Silent: also where the turn's end was decided by something else, but is in no log
+            # yet; and those that come together with the one that stopped it are taken too.
+            met = "STEER"
+            if runs and self.steer_since is None:
+                self.steer_since, self.steer_tokens = self.now, 0
+        elif frame.delivery == "INTERRUPT":
+            cut = self.interrupt(frame) if runs else self.truncate(frame)
+            met = "INTERRUPT" if cut else "QUEUE"
+        self.settle()
+        started = self.running
+        at_once = started is not None and any(one is message for one in started.inputs)
+        return self.answer("ACCEPTED", seq, started.id if started and at_once else "", met)
+
+    def take_interrupt(self, frame: Frame) -> Receipt:
+        queue = self.log.queue
+        for one in queue:
+            if frame.target and one.id == frame.target:
+                queue.remove(one)
+                if not any(other.delivery == "STEER" for other in queue):
+                    self.steer_since = None
+                return self.answer("ACCEPTED", self.emit("input_withdrawn", frame=one.id))
+        if frame.seq > self.log.seq:
+            return self.refusal("POSITION_BEYOND_END")
+        named = [one for one in self.log.turns if frame.turn == one.id or one.answers(frame.target)]
+        turn = named[-1] if named else None
+        if turn is None or turn is not self.last:
+            # Silent: the receipt names the turn as the frame did, even one that never was.
+            return self.answer("STALE", 0, named[0].id if named else frame.turn)
+        # Silent: only in the turn that can still be cut does an offset matter.
+        if self.is_beyond(frame, turn):
+            return self.refusal("POSITION_BEYOND_END")
+        self.saw(frame, turn)
+        runs = self.running is not None and not self.stopping
+        seq = self.interrupt(frame) if runs else self.truncate(frame)
+        self.settle()
+        return self.answer("ACCEPTED" if seq else "STALE", seq, turn.id)
+
+    def interrupt(self, frame: Frame) -> int:
+        """One append: what becomes of each open call, then the cut."""
+        turn = self.running
+        assert turn is not None
+        tools = []
+        for call in turn.calls:
+            let = frame.tools == "LET_FINISH" or (not frame.tools and call.tool.let_finish)
+            if call.open and not let:
+                self.cancel(call, "INTERRUPTED")
+            state = call.outcome or ("STILL_RUNNING" if call.ready else "NOT_STARTED")
+            # Also where a process was lost after it had cancelled a call, before the turn's end.
+            state = "CANCEL_SENT" if state == "CANCELLED" else state
+            tools.append((call.id, call.name, state, call.tool.side_effect))
+        shown, end = self.displayed(turn), len(turn.text)
+        turn.kept = {"DISPLAYED": shown, "GENERATED": end, "NOTHING": 0}[frame.keep]
+        turn.keeps_all, turn.interrupted = frame.keep == "GENERATED", True
+        seq = self.emit(
+            "turn_interrupted",
+            turn=turn.id,
+            frame=frame.id,
+            kept=turn.kept,
+            dropped=end - turn.kept,
+            tools=tools,
+            keep=frame.keep,
+        )
+        self.stop("INTERRUPTED")
+        return seq
+
+    def truncate(self, frame: Frame) -> int:
+        """A stop after the engine was faster than the reader."""
+        turn = self.last
+        told = frame.seq > 0 or frame.offset is not None
+        if turn is None or not turn.reason or turn.kept is not None or not told:
+            return 0
+        kept, end = self.displayed(turn), len(turn.text)
+        if frame.keep != "DISPLAYED" or kept >= end:
+            return 0
+        turn.kept = kept
+        return self.emit(
+            "turn_truncated", turn=turn.id, frame=frame.id, kept=kept, dropped=end - kept
+        )
+
+    def take_result(self, frame: Frame) -> Receipt:
+        call = self.log.calls.get(frame.call)
+        if call is None or not call.ready:
+            return self.refusal("TOOL_CALL_NOT_FOUND")
+        if frame.partial:
+            return self.take_part(frame, call) if call.open else self.answer("STALE")
+        if call.late >= LATE_RESULTS:
+            return self.refusal("LATE_RESULTS_FULL")
+        late = not call.open
+        says = whole([frame] if late else [*call.parts, frame])
+        outcome = "COMPLETED" if frame.error is None else "FAILED"
+        seq = self.end_call(call, outcome, says, frame.scheduling, late=late)
+        at_once = frame.scheduling == "INTERRUPT" and call.passed_over and not late
+        if at_once and self.running and not self.stopping:
+            self.interrupt(Frame(frame.id, "interrupt", keep="GENERATED"))
+        self.settle()
+        return self.answer("ACCEPTED", seq, call.turn)
+
+    def take_part(self, frame: Frame, call: Call) -> Receipt:
+        call.heard_of(self.now)
+        said = {"json": frame.json, "content": frame.content, "idle": call.idle_at}
+        seq = self.emit("tool_call_output", call=call.id, index=len(call.parts), **said)
+        call.parts.append(frame)
+        return self.answer("ACCEPTED", seq, call.turn)
+
+    def take_progress(self, frame: Frame) -> Receipt:
+        call = self.log.calls.get(frame.call)
+        if call is None or not call.ready:
+            return self.refusal("TOOL_CALL_NOT_FOUND")
+        if not call.open:
+            return self.answer("STALE")
+        call.heard_of(self.now)
+        self.progress_waits[call.id] = frame
+        logged = self.progress_logged.get(call.id)
+        held_back = logged is not None and self.now < logged + PROGRESS_EVERY
+        return self.answer("ACCEPTED", 0 if held_back else self.log_progress(call), call.turn)
+
+    # --- turns ------------------------------------------------------------------------------
+
+    @property
+    def may_start(self) -> bool:
+        """Whether somebody reads, or may come back to."""
+        policy, until = self.config.policy, self.absent + self.config.grace
+        left = policy == "CANCEL_AFTER_GRACE" and self.now < until
+        return bool(self.readers) or policy == "CONTINUE" or left
+
+    def settle(self) -> None:
+        """Whatever follows by itself: the next round, the next turn."""
+        turn = self.running
+        if turn is not None and self.run is None and not turn.awaits:
+            self.next_round(turn)
+        elif turn is not None and self.run is not None and not self.stopping:
+            self.look_for_boundary(turn)
+        while self.running is None and not self.log.closed and not self.draining and self.may_start:
+            wakes = any(one.scheduling != "SILENT" for one in self.log.deferred)
+            if not self.log.queue and not wakes:
+                break
+            self.start_turn()
+
+    def start_turn(self) -> None:
+        """The first message, or all in front that steer; and whatever is to be told of calls."""
+        queue = self.log.queue
+        steers = list(takewhile(lambda one: one.delivery == "STEER", queue))
+        taken = steers or queue[:1]
+        self.log.queue = queue[len(taken) :]
+        told, self.log.deferred = self.log.deferred, []
+        # Silent: of several steering messages the last one's sampling counts.
+        own = taken[-1].max_tokens if taken else None
+        most = self.config.max_tokens if own is None else own
+        turn = Turn(self.new_id("T"), taken, told, self.log.seq + 1, self.now, most)
+        frames, calls = [one.id for one in taken], [one.call.id for one in told]
+        by = self.by if self.by in frames else ""
+        self.emit("turn_started", by=by, turn=turn.id, frames=frames, calls=calls)
+        self.log.turns.append(turn)
+        self.bill, self.steer_since = Bill(), None
+        self.ask(turn)
+
+    def next_round(self, turn: Turn) -> None:
+        if self.steer_since is not None:
+            self.end_turn("STEERED")
+            return
+        turn.round += 1
+        turn.round_text.append(len(turn.text))
+        turn.round_reasoning = len(turn.reasoning)
+        self.ask(turn)
+
+    def ask(self, turn: Turn, more: str = "") -> None:
+        """Put the question to an engine; `max_tokens` is for all rounds together."""
+        left = None if turn.max_tokens is None else turn.max_tokens - turn.tokens
+        if left is not None and left <= 0:
+            self.end_turn("LENGTH")
+            return
+        self.run = Run(self.new_id("R"), turn)
+        said = transcript(self.log.turns, more)
+        self.effects.append(("start", self.run.id, turn.id, said, left, more))
+        if self.held_since is not None:
+            self.effects.append(("hold", self.run.id, True))
+
+    def stop(self, why: str) -> None:
+        """The running turn is to end before its engine has."""
+        if self.running and why not in KEEPS_CALLS:
+            self.cancel_open(self.running.calls, why)
+        self.steer_since = None
+        if self.run is None:
+            self.end_turn(why)
+        else:
+            self.run.stopped_at, self.run.why = self.now, why
+            self.effects.append(("stop", self.run.id))
+
+    def confirmed(self, total: int | None) -> None:
+        """The engine at work has ended, with its own count; or it is given up."""
+        run = self.run
+        assert run is not None
+        if total is None or total < run.computed:
+            self.bill.estimated = True
+        self.bill.wasted += max(total or 0, run.computed) - run.delivered
+        self.run = None
+        if run.why:
+            self.end_turn(run.why)
+
+    def end_turn(self, reason: str, error: str = "") -> None:
+        turn, bill = self.running, self.bill
+        assert turn is not None
+        self.let_go()
+        if reason not in KEEPS_CALLS:
+            self.cancel_open(turn.calls, reason)
+        turn.ended_seq = self.emit(
+            "turn_finished",
+            by="",
+            turn=turn.id,
+            reason=reason,
+            error=error,
+            generated=turn.tokens + bill.wasted,
+            delivered=turn.tokens,
+            wasted=bill.wasted,
+            displayed=self.displayed_tokens(turn),
+            kept=turn.kept_tokens,
+            prompt=bill.prompt,
+            cached=bill.cached,
+            estimated=bill.estimated,
+            total=self.now - turn.began,
+            paused=bill.paused,
+        )
+        turn.reason = reason
+        self.run, self.steer_since = None, None
+
+    # --- steering and credit ----------------------------------------------------------------
+
+    def look_for_boundary(self, turn: Turn, coming: str = "") -> bool:
+        """Whether the turn is steered away here, before `coming`.
+
+        Where a call was begun in this round, only the round's end is a boundary.
+        """
+        if self.steer_since is None or turn.round_calls:
+            return False
+        begun = turn.round_said or turn.round_thought
+        tail = turn.text if turn.marks and turn.marks[-1].channel == "TEXT" else turn.reasoning
+        late = self.steer_tokens >= self.config.steer_tokens
+        if begun and not late and not sentence_ends(tail, coming):
+            return False
+        self.stop("STEERED")
+        return True
+
+    def credit(self) -> None:
+        """Judged after each delta and each Ack.
+
+        Silent: what another frame says was displayed counts with the next of them; after a loss,
+        when nobody knows what was seen, one more delta goes out for somebody to acknowledge.
+        """
+        turn = self.running
+        if self.config.window is None or turn is None:
+            return
+        short = len(turn.text) - self.displayed(turn) > self.config.window
+        if short == (self.held_since is not None):
+            return
+        if self.run is not None:
+            self.effects.append(("hold", self.run.id, short))
+        if short:
+            self.held_since = self.now
+        else:
+            self.let_go()
+
+    def let_go(self) -> None:
+        if self.held_since is not None:
+            self.bill.paused += self.now - self.held_since
+        self.held_since = None
+
+    # --- engines ----------------------------------------------------------------------------
+
+    def hear(self, run_id: str, now: int) -> Run | None:
+        """The engine at work says something; nobody listens to another one."""
+        self.begin(now)
+        return self.run if self.run is not None and self.run.id == run_id else None
+
+    def counted(self, run: Run, tokens: int) -> bool:
+        """Count what an engine has made; whether it still comes into the log."""
+        run.computed += tokens
+        if not self.stopping:
+            run.carry += tokens
+        return not self.stopping
+
+    def deliver(self, run: Run, channel: str, end: int, call: Call | None = None) -> None:
+        """The tokens that ride on the event that was just written."""
+        tokens, run.carry = run.carry, 0
+        run.delivered += tokens
+        self.steer_tokens += tokens
+        run.turn.marks.append(Mark(self.log.seq, channel, end, tokens, run.turn.round, call))
+
+    def text(self, run_id: str, channel: str, text: str, tokens: int, now: int) -> None:
+        run = self.hear(run_id, now)
+        # Silent: whether tokens without text wait for text is the engine's choice.
+        if run is None or not self.counted(run, tokens) or not (text or tokens):
+            return
+        if not self.look_for_boundary(run.turn, text):
+            self.delta(run, channel, text)
+            if not self.look_for_boundary(run.turn):
+                self.credit()
+        self.settle()
+
+    def delta(self, run: Run, channel: str, text: str) -> None:
+        turn = run.turn
+        offset = len(turn.text if channel == "TEXT" else turn.reasoning)
+        said = {"channel": channel, "text": text, "offset": offset, "tokens": run.carry}
+        self.emit("output_delta", turn=turn.id, round=turn.round, **said)
+        if channel == "TEXT":
+            turn.text += text
+        else:
+            turn.reasoning += text
+        self.deliver(run, channel, offset + len(text))
+
+    def call_started(self, run_id: str, index: int, name: str, now: int) -> None:
+        run = self.hear(run_id, now)
+        if run is None or self.stopping:
+            return
+        turn = run.turn
+        if turn.round >= self.config.rounds:
+            self.stop("TOOL_CALLS")
+            return
+        tool = self.config.tools.get(name) or Tool(idle=0, timeout=0)
+        call = Call(self.new_id("C"), turn.id, name, tool, turn.round)
+        self.emit("tool_call_started", turn=turn.id, call=call.id, name=name, round=turn.round)
+        turn.calls.append(call)
+        self.log.calls[call.id] = run.calls[index] = call
+
+    def call_fragment(self, run_id: str, index: int, text: str, tokens: int, now: int) -> None:
+        run = self.hear(run_id, now)
+        call = run.calls.get(index) if run else None
+        if run is None or not self.counted(run, tokens) or call is None or call.ready:
+            return
+        self.emit("tool_call_delta", call=call.id, text=text, tokens=run.carry)
+        call.arguments += text
+        self.deliver(run, "CALL", 0, call)
+
+    def call_ready(self, run_id: str, index: int, now: int) -> None:
+        run = self.hear(run_id, now)
+        call = run.calls.get(index) if run else None
+        if call is None or call.ready or self.stopping:
+            return
+        call.ready, call.arguments = True, call.arguments or "{}"
+        call.end_at = self.now + call.tool.timeout
+        call.heard_of(self.now)
+        said = {"name": call.name, "arguments": call.arguments}
+        self.emit("tool_call_ready", call=call.id, idle=call.idle_at, end=call.end_at, **said)
+        # Silent: a call that nobody could run is announced and fails at once.
+        try:
+            good = isinstance(json.loads(call.arguments), dict)
+        except ValueError:
+            good = False
+        wrong = "" if good else "the arguments are not one JSON object"
+        if call.name not in self.config.tools:
+            wrong = f"there is no tool named '{call.name}'"
+        if wrong:
+            self.end_call(call, "FAILED", compact({"error": wrong}))
+        self.settle()
+
+    def finished(
+        self, run_id: str, cause: str, prompt: int, cached: int, total: int | None, now: int
+    ) -> None:
+        run = self.hear(run_id, now)
+        if run is None:
+            return
+        self.bill.prompt += prompt
+        self.bill.cached += cached
+        if self.stopping:
+            self.confirmed(total)
+            self.settle()
+            return
+        # Tokens without text come into the log with a last, empty delta.
+        self.counted(run, max(0, (total or 0) - run.computed))
+        if run.carry:
+            self.delta(run, "TEXT", "")
+        self.confirmed(total)
+        if cause == "stopped":
+            self.end_turn("ERROR", "ENGINE_UNAVAILABLE")
+        elif not any(call.ready for call in run.calls.values()):
+            # Silent: whatever the cause, an engine that has made a whole call is asked again.
+            self.end_turn(cause.upper() if cause in ("length", "content_filter") else "STOP")
+        self.settle()
+
+    def failed(self, run_id: str, reason: str, now: int) -> None:
+        if self.hear(run_id, now) is None:
+            return
+        self.confirmed(None)
+        if self.running:
+            self.end_turn("ERROR", reason)
+        self.settle()
+
+    # --- tool calls -------------------------------------------------------------------------
+
+    def cancel(self, call: Call, why: str) -> None:
+        self.emit("tool_call_cancelled", call=call.id, reason=why)
+        self.end_call(call, "CANCELLED")
+
+    def cancel_open(self, calls: list[Call], why: str) -> None:
+        for call in calls:
+            if call.open:
+                self.cancel(call, why)
+
+    def end_call(
+        self, call: Call, outcome: str, says: str = "", scheduling: str = "", *, late: bool = False
+    ) -> int:
+        """A result, or that there is none; `when` a later turn tells it, if one does."""
+        says = says or TOLD[outcome]
+        if late:
+            # The first late result of a call that had none is told, when something else is.
+            call.late += 1
+            when = "SILENT" if call.late == 1 and call.outcome in WITHOUT_RESULT else ""
+        else:
+            self.progress_waits.pop(call.id, None)
+            call.passed_over = self.went_on_without(call)
+            default = "SILENT" if call.tool.blocking or outcome == "CANCELLED" else "WHEN_IDLE"
+            when = (scheduling or default) if call.passed_over else ""
+            call.outcome, call.says = outcome, says
+        if when:
+            self.log.deferred.append(Deferred(call, says, when))
+        return self.emit(
+            "tool_call_finished", call=call.id, outcome=outcome, late=late, says=says, when=when
+        )
+
+    def went_on_without(self, call: Call) -> bool:
+        """Whether the model went on without the result of an open call."""
+        turn = self.running
+        if turn is None or turn.id != call.turn or turn.interrupted:
+            return True
+        if call.tool.blocking:
+            return False
+        if self.stopping or self.run is not None:
+            return self.stopping or call.round < turn.round
+        # An engine that failed before its first token has not gone on.
+        rounds = [*(one.round for one in turn.marks), *(one.round for one in turn.calls)]
+        return max(rounds) > call.round
+
+    def log_progress(self, call: Call) -> int:
+        report = self.progress_waits.pop(call.id)
+        self.progress_logged[call.id] = self.now
+        # Silent: a report that was held back is in the log without its frame.
+        by = report.id if report.id == self.by else ""
+        said = {"note": report.text, "idle": call.idle_at}
+        return self.emit("tool_call_progressed", by=by, call=call.id, **said)
 
     # --- time -------------------------------------------------------------------------------
 
@@ -286,15 +919,16 @@ class Reference:
         turn = self.running
         if self.run is not None and self.run.stopped_at is not None:
             yield self.run.stopped_at + CONFIRM, "unconfirmed", None
-        if turn is not None and not self.stopping:
+        elif turn is not None:
             yield from self.ends(turn)
         for call in self.log.calls.values():
             if call.open:
                 if call.id in self.progress_waits:
-                    yield self.progress_logged[call.id] + SECOND, "progress", call
+                    yield self.progress_logged[call.id] + PROGRESS_EVERY, "progress", call
                 yield self.mercy(min(call.idle_at, call.end_at)), "timeout", call
 
     def ends(self, turn: Turn) -> Iterator[tuple[int, str, Call | None]]:
+        """How time alone ends a turn."""
         yield self.mercy(turn.began + self.config.turn), "DEADLINE", None
         after_grace = self.config.policy == "CANCEL_AFTER_GRACE"
         if self.config.policy == "CONTINUE":
@@ -306,7 +940,7 @@ class Reference:
             # Silent: a grace of nothing is no time for an Ack either.
             wait = (after_grace and self.config.grace) or NO_GRACE
             yield max(self.held_since, self.acked) + wait, "DISCONNECTED", None
-        if self.steer_since is not None and self.run is not None and not self.in_call():
+        if self.steer_since is not None and self.run is not None and not turn.round_calls:
             yield self.steer_since + self.config.steer_delay, "STEERED", None
 
     def due(self) -> int | None:
@@ -315,716 +949,25 @@ class Reference:
     def tick(self, now: int) -> None:
         self.begin(now)
         for _, what, call in [one for one in self.dues() if one[0] <= now]:
-            if what == "unconfirmed":
-                if self.running:
-                    self.confirmed(None)
-            elif what == "timeout" and call is not None and call.open:
-                self.end_call(call, "TIMED_OUT")
-            elif what == "progress" and call is not None and call.open:
-                self.log_progress(call)
-            elif self.running and not self.stopping and what.isupper():
-                self.stop(what)
             if call is None:
+                if what == "unconfirmed":
+                    self.confirmed(None)
+                elif self.running and not self.stopping:
+                    self.stop(what)
                 self.settle()
+            elif call.open and what == "progress":
+                self.log_progress(call)
+            elif call.open:
+                self.end_call(call, "TIMED_OUT")
         self.settle()
 
-    def begin(self, now: int, by: str = "") -> None:
-        self.now = max(self.now, now)
-        self.events, self.effects, self.receipt, self.by = [], [], None, by
+    # --- readers and losses -----------------------------------------------------------------
 
-    # --- turns ------------------------------------------------------------------------------
-
-    def settle(self) -> None:
-        """Whatever follows by itself: the next round, the next turn."""
-        turn = self.running
-        self.by = self.by if self.receipt else ""
-        if turn is not None:
-            if self.run is None and not turn.awaits:
-                self.next_round(turn)
-            elif self.steer_since is not None and self.run and not self.stopping:
-                self.look_for_boundary(turn, "")
-        while self.running is None and not self.log.closed and not self.draining and self.may_start:
-            wakes = any(one.scheduling != "SILENT" for one in self.log.deferred)
-            if not self.log.queue and not wakes:
-                break
-            self.start_turn()
-
-    def start_turn(self) -> None:
-        queue = self.log.queue
-        count = 1 if queue else 0
-        if queue and queue[0].delivery == "STEER":
-            steers = [one.delivery == "STEER" for one in queue]
-            count = steers.index(False) if False in steers else len(steers)
-        taken, self.log.queue = queue[:count], queue[count:]
-        told, self.log.deferred = self.log.deferred, []
-        self.turn_count += 1
-        # Silent: of several steering messages the last one's sampling counts.
-        own = taken[-1].max_tokens if taken else None
-        most = self.config.max_tokens if own is None else own
-        turn = Turn(f"T{self.turn_count}", taken, told, self.log.seq + 1, self.now, most)
-        by, self.by = self.by, self.by if self.by in [one.frame for one in taken] else ""
-        self.emit(
-            "turn_started",
-            turn=turn.id,
-            frames=[one.frame for one in taken],
-            calls=[one.call.id for one in told],
-        )
-        self.by = by
-        self.log.turns.append(turn)
-        self.steer_since = None
-        self.ask(turn)
-
-    def ask(self, turn: Turn, more: str = "") -> None:
-        left = None if turn.max_tokens is None else turn.max_tokens - turn.tokens
-        if left is not None and left <= 0:
-            self.end_turn("LENGTH")
-            return
-        said = self.transcript(turn, more)
-        self.run_count += 1
-        self.run = Run(f"R{self.run_count}", turn.id)
-        self.effects.append(("start", self.run.id, turn.id, said, left, more))
-        if self.held_since is not None:
-            self.effects.append(("hold", self.run.id, True))
-
-    def next_round(self, turn: Turn) -> None:
-        if self.steer_since is not None:
-            self.end_turn("STEERED")
-            return
-        turn.round += 1
-        turn.round_text.append(len(turn.text))
-        turn.round_reasoning = len(turn.reasoning)
-        self.ask(turn)
-
-    def stop(self, why: str) -> None:
-        """The running turn is to end before its engine has."""
-        if why not in ("INTERRUPTED", *KEEPS_CALLS) and self.running:
-            self.cancel_calls(self.running, why)
-        self.steer_since = None
-        if self.run is None:
-            self.end_turn(why)
-        else:
-            self.run.stopped_at, self.run.why = self.now, why
-            self.effects.append(("stop", self.run.id))
-
-    def cancel_calls(self, turn: Turn, why: str) -> None:
-        for call in [one for one in turn.calls if one.open]:
-            self.emit("tool_call_cancelled", call=call.id, reason=why)
-            self.end_call(call, "CANCELLED")
-
-    def confirmed(self, total: int | None, *, exact: bool = True) -> None:
-        """The engine at work has ended, or is given up."""
-        run, turn = self.run, self.running
-        assert run is not None
-        assert turn is not None
-        if total is None or not exact or total < run.computed:
-            turn.estimated = True
-        turn.wasted += max(total or 0, run.computed) - run.delivered
-        turn.carry = 0
-        self.run = None
-        if run.why:
-            self.end_turn(run.why)
-
-    def end_turn(self, reason: str, error: str = "") -> None:
-        turn = self.running
-        assert turn is not None
-        self.let_go()
-        if reason not in ("INTERRUPTED", *KEEPS_CALLS):
-            self.cancel_calls(turn, reason)
-        turn.wasted += turn.carry
-        delivered = turn.tokens
-        kept = self.kept_tokens(turn)
-        turn.reason = reason
-        by, self.by = self.by, ""
-        turn.ended_seq = self.emit(
-            "turn_finished",
-            turn=turn.id,
-            reason=reason,
-            error=error,
-            delivered=delivered,
-            wasted=turn.wasted,
-            generated=delivered + turn.wasted,
-            kept=kept,
-            displayed=self.displayed_tokens(turn),
-            prompt=turn.prompt,
-            cached=turn.cached,
-            estimated=turn.estimated,
-            total=self.now - turn.began,
-        )
-        self.by = by
-        self.run, self.steer_since = None, None
-
-    def kept_tokens(self, turn: Turn) -> int:
-        """Whole tokens; of the reasoning, what came before the last text of which some is kept."""
-        kept = len(turn.text) if turn.kept is None else turn.kept
-        thought = len(turn.reasoning)
-        if turn.kept is not None and not turn.keeps_all:
-            reached, begin, thought = 0, 0, 0
-            for mark in turn.marks:
-                if mark.channel == "REASONING":
-                    reached = mark.end
-                elif mark.channel == "TEXT":
-                    thought = reached if begin < kept else thought
-                    begin = mark.end
-        tokens = 0
-        for mark in turn.marks:
-            whole = {"TEXT": kept, "REASONING": thought}.get(mark.channel, 0)
-            if mark.call is not None:
-                tokens += mark.tokens if mark.call.ready else 0
-            elif turn.kept is None or 0 < whole >= mark.end:
-                tokens += mark.tokens
-        return tokens
-
-    def displayed_tokens(self, turn: Turn) -> int:
-        chars = self.seen_offset.get(turn.id, 0)
-        text = [m.seq for m in turn.marks if m.channel == "TEXT" and chars and m.end <= chars]
-        last = max([self.seen_seq, *text])
-        return sum(m.tokens for m in turn.marks if m.seq <= last)
-
-    # --- steering and credit ------------------------------------------------------------------
-
-    def in_call(self) -> bool:
-        """Whether a call was begun in this round: then only its end is a boundary."""
-        turn = self.running
-        return turn is not None and any(call.round == turn.round for call in turn.calls)
-
-    def look_for_boundary(self, turn: Turn, coming: str) -> bool:
-        """Whether the turn stops here, before `coming`."""
-        if self.steer_since is None or self.in_call():
-            return False
-        said = turn.text[turn.round_text[-1] :]
-        thought = turn.reasoning[turn.round_reasoning :]
-        tail = ""
-        if said or thought:
-            tail = turn.text if turn.marks[-1].channel == "TEXT" else turn.reasoning
-        found = sentence(tail)
-        certain = (
-            not (said or thought) or found == "yes" or (found == "perhaps" and coming[:1].isspace())
-        )
-        if certain or self.steer_tokens >= self.config.steer_tokens:
-            self.stop("STEERED")
-            return True
-        return False
-
-    def credit(self) -> None:
-        """Judged after each delta and each Ack.
-
-        Silent: what another frame says was displayed counts with the next of them; after a loss,
-        when nobody knows what was seen, one more delta goes out for somebody to acknowledge.
-        """
-        turn = self.running
-        if self.config.window is None or turn is None:
-            return
-        behind = len(turn.text) - self.displayed(turn)
-        short = behind > self.config.window
-        if short == (self.held_since is not None):
-            return
-        if self.run is not None:
-            self.effects.append(("hold", self.run.id, short))
-        if short:
-            self.held_since = self.now
-        else:
-            self.let_go()
-
-    def let_go(self) -> None:
-        if self.held_since is not None and self.running is not None:
-            self.running.paused += self.now - self.held_since
-        self.held_since = None
-
-    # --- the transcript -----------------------------------------------------------------------
-
-    def transcript(self, current: Turn, more: str) -> list[tuple[Any, ...]]:
-        """What the model is told: `(role, text, calls)`, and `(TOOL, text, call)`."""
-        said: list[tuple[Any, ...]] = []
-        for turn in self.log.turns:
-            again = [
-                (f"{one.call.id}_{turn.seq}_{place}", one.call.name, one.call.arguments)
-                for place, one in enumerate(turn.told)
-            ]
-            if again:
-                said.append(("ASSISTANT", "", again))
-            said += [
-                ("TOOL", one.says, name) for one, (name, _, _) in zip(turn.told, again, strict=True)
-            ]
-            said += [("USER", one.text, []) for one in turn.inputs]
-            ends = [*turn.round_text[1:], len(turn.text)]
-            for number, (start, end) in enumerate(zip(turn.round_text, ends, strict=True)):
-                kept = end if turn.kept is None else min(end, turn.kept)
-                text = turn.text[start:kept]
-                if turn is current and number == turn.round:
-                    assert text.endswith(more)
-                    text = text[: len(text) - len(more)]
-                calls = [one for one in turn.calls if one.ready and one.round == number]
-                if text or calls:
-                    asked = [(one.id, one.name, one.arguments) for one in calls]
-                    said.append(("ASSISTANT", text, asked))
-                for call in calls:
-                    said.append(("TOOL", self.told_of(call), call.id))
-        return said
-
-    @staticmethod
-    def told_of(call: Call) -> str:
-        return call.says if call.outcome and not call.passed_over else '{"status":"running"}'
-
-    # --- engines ------------------------------------------------------------------------------
-
-    def at_work(self, run: str, now: int) -> bool:
+    def readers_changed(self, count: int, now: int) -> None:
         self.begin(now)
-        return self.run is not None and self.run.id == run
-
-    def computed(self, tokens: int) -> bool:
-        """Count what an engine has made; whether it still counts for the log."""
-        assert self.run is not None
-        self.run.computed += tokens
-        if self.stopping:
-            return False
-        if self.running:
-            self.running.carry += tokens
-        return True
-
-    def deliver(self, turn: Turn, channel: str, end: int, call: Call | None = None) -> int:
-        """The tokens that ride on the event that was just written."""
-        tokens, turn.carry = turn.carry, 0
-        assert self.run is not None
-        self.run.delivered += tokens
-        if self.steer_since is not None:
-            self.steer_tokens += tokens
-        turn.marks.append(Mark(self.log.seq, channel, end, tokens, turn.round, call))
-        return tokens
-
-    def text(self, run: str, channel: str, text: str, tokens: int, now: int) -> None:
-        if not self.at_work(run, now):
-            return
-        turn = self.running
-        assert turn is not None
-        before = turn.carry
-        # Silent: whether tokens without text wait for text is the engine's choice.
-        if not self.computed(tokens) or not (text or tokens):
-            return
-        if self.steer_since is not None and self.look_for_boundary(turn, text):
-            turn.carry = before
-            self.settle()
-            return
-        whole = turn.text if channel == "TEXT" else turn.reasoning
-        self.delta(turn, channel, text, len(whole))
-        if not self.look_for_boundary(turn, ""):
-            self.credit()
-        self.settle()
-
-    def delta(self, turn: Turn, channel: str, text: str, offset: int) -> None:
-        tokens = turn.carry
-        self.emit(
-            "output_delta",
-            turn=turn.id,
-            channel=channel,
-            text=text,
-            offset=offset,
-            tokens=tokens,
-            round=turn.round,
-        )
-        if channel == "TEXT":
-            turn.text += text
-        else:
-            turn.reasoning += text
-        self.deliver(turn, channel, offset + len(text))
-
-    def call_started(self, run: str, index: int, name: str, now: int) -> None:
-        if not self.at_work(run, now) or self.stopping:
-            return
-        turn = self.running
-        assert turn is not None
-        assert self.run is not None
-        if turn.round >= self.config.rounds:
-            self.stop("TOOL_CALLS")
-            return
-        self.call_count += 1
-        tool = self.config.tools.get(name) or Tool(idle=0, timeout=0)
-        call = Call(f"C{self.call_count}", turn.id, name, tool, turn.round, len(turn.text))
-        self.emit("tool_call_started", turn=turn.id, call=call.id, name=name, round=turn.round)
-        turn.calls.append(call)
-        self.log.calls[call.id] = call
-        self.run.calls[index] = call
-
-    def call_fragment(self, run: str, index: int, text: str, tokens: int, now: int) -> None:
-        if not self.at_work(run, now):
-            return
-        turn, call = self.running, self.run.calls.get(index) if self.run else None
-        assert turn is not None
-        if not self.computed(tokens) or call is None or call.ready:
-            return
-        self.emit("tool_call_delta", call=call.id, text=text, tokens=turn.carry)
-        call.arguments += text
-        self.deliver(turn, "CALL", 0, call)
-
-    def call_ready(self, run: str, index: int, now: int) -> None:
-        if not self.at_work(run, now) or self.stopping:
-            return
-        call = self.run.calls.get(index) if self.run else None
-        if call is None or call.ready:
-            return
-        call.arguments = call.arguments or "{}"
-        call.ready = True
-        call.end_at = self.now + call.tool.timeout
-        call.idle_at = min(self.now + call.tool.idle, call.end_at)
-        self.emit(
-            "tool_call_ready",
-            call=call.id,
-            name=call.name,
-            arguments=call.arguments,
-            idle=call.idle_at,
-            end=call.end_at,
-        )
-        # Silent: a call that nobody could run is announced and fails at once.
-        try:
-            good = isinstance(json.loads(call.arguments), dict)
-        except ValueError:
-            good = False
-        if call.name not in self.config.tools:
-            self.end_call(
-                call, "FAILED", compact({"error": f"there is no tool named '{call.name}'"})
-            )
-        elif not good:
-            self.end_call(
-                call, "FAILED", compact({"error": "the arguments are not one JSON object"})
-            )
-        self.settle()
-
-    def finished(
-        self, run: str, cause: str, prompt: int, cached: int, total: int | None, now: int
-    ) -> None:
-        if not self.at_work(run, now):
-            return
-        turn, ended = self.running, self.run
-        assert turn is not None
-        assert ended is not None
-        turn.prompt += prompt
-        turn.cached += cached
-        if self.stopping:
-            self.confirmed(total)
-            self.settle()
-            return
-        if total is not None and total > ended.computed:
-            turn.carry += total - ended.computed
-            ended.computed = total
-        if turn.carry:
-            self.delta(turn, "TEXT", "", len(turn.text))
-        self.confirmed(total)
-        asked = any(call is not None and call.ready for call in ended.calls.values())
-        if cause == "stopped":
-            self.end_turn("ERROR", "ENGINE_UNAVAILABLE")
-        elif not asked:
-            # Silent: whatever the cause, an engine that has made a whole call is asked again.
-            self.end_turn(cause.upper() if cause in ("length", "content_filter") else "STOP")
-        self.settle()
-
-    def failed(self, run: str, reason: str, now: int) -> None:
-        if not self.at_work(run, now):
-            return
-        self.confirmed(None)
-        if self.running:
-            self.end_turn("ERROR", reason)
-        self.settle()
-
-    # --- tool calls ---------------------------------------------------------------------------
-
-    def end_call(
-        self, call: Call, outcome: str, says: str = "", scheduling: str = "", late: bool = False
-    ) -> int:
-        says = says or {
-            "TIMED_OUT": '{"error":"timed out"}',
-            "CANCELLED": '{"error":"cancelled; it may or may not have run"}',
-        }.get(outcome, "")
-        if late:
-            # The first late result of a call that had none is told, when something else is.
-            first = call.outcome in ("CANCELLED", "TIMED_OUT", "UNKNOWN") and not call.deferred_late
-            call.deferred_late = True
-            when = "SILENT" if first else ""
-        else:
-            self.progress_waits.pop(call.id, None)
-            default = "WHEN_IDLE" if not call.tool.blocking else "SILENT"
-            call.passed_over = self.gone_on(call)
-            when = (scheduling or default) if call.passed_over else ""
-            if when and outcome == "CANCELLED":
-                when = "SILENT"
-            call.outcome, call.says = outcome, says
-        if when:
-            self.log.deferred.append(Deferred(call, says, when))
-        return self.emit(
-            "tool_call_finished", call=call.id, outcome=outcome, late=late, says=says, when=when
-        )
-
-    def gone_on(self, call: Call) -> bool:
-        """Whether the model went on without the result of an open call."""
-        turn = self.running
-        if turn is None or turn.id != call.turn or turn.interrupted:
-            return True
-        if call.tool.blocking:
-            return False
-        if self.stopping:
-            return True
-        if self.run is not None:
-            return call.round < turn.round
-        # An engine that failed before its first token has not gone on.
-        rounds = [*(one.round for one in turn.marks), *(one.round for one in turn.calls)]
-        return max(rounds) > call.round
-
-    def log_progress(self, call: Call) -> int:
-        report = self.progress_waits.pop(call.id)
-        self.progress_logged[call.id] = self.now
-        # Silent: a report that was held back is in the log without its frame.
-        by, self.by = self.by, report.id if report.id == self.by else ""
-        seq = self.emit("tool_call_progressed", call=call.id, note=report.text, idle=call.idle_at)
-        self.by = by
-        return seq
-
-    # --- frames -------------------------------------------------------------------------------
-
-    def frame(self, frame: Frame, now: int) -> None:
-        self.begin(now, frame.id)
-        known = self.log.applied.get(frame.id) if frame.id else None
-        if known is not None:
-            self.answer("DUPLICATE", known[1], known[2], known[3])
-            if known[0] != frame:
-                self.refuse("FRAME_ID_REUSED")
-        elif frame.id in self.quiet:
-            before, receipt = self.quiet[frame.id]
-            self.receipt = {**receipt, "status": "DUPLICATE"}
-            if before != frame:
-                self.refuse("FRAME_ID_REUSED")
-        elif self.log.closed:
-            self.refuse("SESSION_CLOSED")
-        else:
-            getattr(self, "take_" + frame.kind)(frame)
-            assert self.receipt is not None
-            if frame.id and self.receipt["status"] in ("ACCEPTED", "STALE"):
-                one = self.receipt
-                if one["seq"]:
-                    self.log.applied[frame.id] = (frame, one["seq"], one["turn"], one["delivery"])
-                else:
-                    self.quiet[frame.id] = (frame, dict(one))
-
-    def answer(self, status: str, seq: int = 0, turn: str = "", delivery: str = "") -> None:
-        self.receipt = {"status": status, "seq": seq, "turn": turn, "delivery": delivery}
-        self.receipt["error"] = ""
-
-    def refuse(self, reason: str) -> None:
-        self.answer("REJECTED")
-        assert self.receipt is not None
-        self.receipt["error"] = reason
-
-    def position(self, frame: Frame, turn: Turn | None, *, note: bool = True) -> bool:
-        """Take note of what the user has seen; False if that is beyond the end."""
-        if turn is None:
-            held = [
-                one
-                for one in self.log.turns
-                if one.seq <= frame.seq and (not one.ended_seq or frame.seq <= one.ended_seq)
-            ]
-            turn = held[0] if held else self.last
-        # Silent: only in the turn that can still be cut does an offset matter.
-        if frame.seq > self.log.seq or (
-            frame.offset is not None and frame.offset > (len(turn.text) if turn else 0)
-        ):
-            self.refuse("POSITION_BEYOND_END")
-            return False
-        if not note:
-            return True
-        if frame.offset is None:
-            self.seen_seq = max(self.seen_seq, frame.seq)
-        elif turn is not None:
-            self.seen_offset[turn.id] = max(self.seen_offset.get(turn.id, 0), frame.offset)
-        return True
-
-    def take_ack(self, frame: Frame) -> None:
-        if not self.position(frame, None):
-            return
-        self.acked = self.now
-        self.answer("ACCEPTED")
-        self.credit()
-
-    def take_ping(self, frame: Frame) -> None:
-        self.answer("ACCEPTED")
-
-    def take_message(self, frame: Frame) -> None:
-        turn = self.running
-        if frame.turn and (self.last is None or frame.turn != self.last.id):
-            self.refuse("TURN_MISMATCH")
-            return
-        urgent = frame.delivery != "QUEUE"
-        full = sum(one.urgent == urgent for one in self.log.queue) >= self.config.queued
-        if not self.position(frame, self.last if frame.turn else None, note=not full):
-            return
-        if full:
-            self.refuse("QUEUE_FULL")
-            return
-        runs = turn is not None and not self.stopping
-        seq = self.emit("input_accepted", frame=frame.id, text=frame.text, delivery=frame.delivery)
-        one = Waiting(frame.id, frame.text, frame.delivery, seq, frame.max_tokens)
-        place = sum(other.urgent for other in self.log.queue) if urgent else len(self.log.queue)
-        self.log.queue.insert(place, one)
-        # Silent: a message begins the grace anew, where nobody reads.
-        self.absent = self.now
-        # Silent: a steer says STEER also where the turn's end was decided by something else, but
-        # is in no log yet; and those that come together with the one that stopped it are taken too.
-        steers = frame.delivery == "STEER" and turn is not None and not turn.interrupted
-        delivery = (
-            "STEER"
-            if steers
-            else "INTERRUPT"
-            if frame.delivery == "INTERRUPT" and runs
-            else "QUEUE"
-        )
-        self.answer("ACCEPTED", seq, "", delivery)
-        if frame.delivery == "INTERRUPT":
-            if runs:
-                self.interrupt(frame)
-            elif self.truncate(frame):
-                self.answer("ACCEPTED", seq, "", "INTERRUPT")
-        elif frame.delivery == "STEER" and runs and self.steer_since is None:
-            self.steer_since, self.steer_tokens = self.now, 0
-        self.settle()
-        started = self.running
-        if started is not None and any(other is one for other in started.inputs):
-            assert self.receipt is not None
-            self.receipt["turn"] = started.id
-
-    def take_interrupt(self, frame: Frame) -> None:
-        for one in self.log.queue:
-            if frame.target and one.frame == frame.target:
-                self.log.queue.remove(one)
-                seq = self.emit("input_withdrawn", frame=one.frame)
-                self.answer("ACCEPTED", seq)
-                if not any(other.delivery == "STEER" for other in self.log.queue):
-                    self.steer_since = None
-                return
-        if frame.seq > self.log.seq:
-            self.refuse("POSITION_BEYOND_END")
-            return
-        turn = self.last
-        named = turn is not None and (
-            frame.turn == turn.id
-            or (frame.target and frame.target in [one.frame for one in turn.inputs])
-        )
-        if turn is None or not named:
-            known = [
-                one.id
-                for one in self.log.turns
-                if frame.turn == one.id or frame.target in [w.frame for w in one.inputs if w.frame]
-            ]
-            # Silent: the receipt names the turn as the frame did, even one that never was.
-            self.answer("STALE", 0, known[0] if known else frame.turn)
-            return
-        if not self.position(frame, turn):
-            return
-        if self.running and not self.stopping:
-            seq = self.interrupt(frame)
-            self.answer("ACCEPTED", seq, turn.id)
-        else:
-            cut = self.truncate(frame)
-            self.answer("ACCEPTED" if cut else "STALE", cut, turn.id)
-        self.settle()
-
-    def interrupt(self, frame: Frame) -> int:
-        """One append: what becomes of each open call, then the cut."""
-        turn = self.running
-        assert turn is not None
-        tools = []
-        for call in turn.calls:
-            let = frame.tools == "LET_FINISH" or (not frame.tools and call.tool.let_finish)
-            state = call.outcome or ("STILL_RUNNING" if call.ready else "NOT_STARTED")
-            # Where a process was lost after it had cancelled a call, before the turn's end.
-            state = "CANCEL_SENT" if state == "CANCELLED" else state
-            if call.open and not let:
-                self.emit("tool_call_cancelled", call=call.id, reason="INTERRUPTED")
-                self.end_call(call, "CANCELLED")
-                state = "CANCEL_SENT"
-            tools.append((call.id, call.name, state, call.tool.side_effect))
-        keep = frame.keep if frame.kind == "interrupt" else "DISPLAYED"
-        whole = len(turn.text)
-        turn.kept = {"DISPLAYED": self.displayed(turn), "GENERATED": whole, "NOTHING": 0}[keep]
-        turn.keeps_all, turn.interrupted = keep == "GENERATED", True
-        seq = self.emit(
-            "turn_interrupted",
-            turn=turn.id,
-            frame=frame.id,
-            kept=turn.kept,
-            dropped=whole - turn.kept,
-            tools=tools,
-            keep=keep,
-        )
-        self.stop("INTERRUPTED")
-        return seq
-
-    def truncate(self, frame: Frame) -> int:
-        """A stop after the engine was faster than the reader."""
-        turn = self.last
-        told = frame.seq > 0 or frame.offset is not None
-        if turn is None or not turn.reason or turn.kept is not None or not told:
-            return 0
-        kept = self.displayed(turn)
-        if frame.keep != "DISPLAYED" or kept >= len(turn.text):
-            return 0
-        turn.kept = kept
-        return self.emit(
-            "turn_truncated",
-            turn=turn.id,
-            frame=frame.id,
-            kept=kept,
-            dropped=len(turn.text) - kept,
-        )
-
-    def take_result(self, frame: Frame) -> None:
-        call = self.log.calls.get(frame.call)
-        if call is None or not call.ready:
-            self.refuse("TOOL_CALL_NOT_FOUND")
-        elif frame.partial:
-            if not call.open:
-                self.answer("STALE")
-                return
-            call.idle_at = min(self.now + call.tool.idle, call.end_at)
-            said = {"json": frame.json, "content": frame.content}
-            seq = self.emit(
-                "tool_call_output", call=call.id, index=len(call.parts), idle=call.idle_at, **said
-            )
-            call.parts.append(frame)
-            self.answer("ACCEPTED", seq, call.turn)
-        elif not call.open and call.late >= LATE:
-            self.refuse("LATE_RESULTS_FULL")
-        else:
-            late = not call.open
-            call.late += late
-            parts = [frame] if late else [*call.parts, frame]
-            outcome = "FAILED" if frame.error is not None else "COMPLETED"
-            seq = self.end_call(call, outcome, whole(parts), frame.scheduling, late)
-            self.answer("ACCEPTED", seq, call.turn)
-            newest = self.log.deferred[-1] if self.log.deferred else None
-            at_once = (
-                newest is not None and newest.call is call and newest.scheduling == "INTERRUPT"
-            )
-            if at_once and not late and self.running and not self.stopping:
-                self.interrupt(Frame(frame.id, "interrupt", keep="GENERATED"))
-            self.settle()
-
-    def take_progress(self, frame: Frame) -> None:
-        call = self.log.calls.get(frame.call)
-        if call is None or not call.ready:
-            self.refuse("TOOL_CALL_NOT_FOUND")
-        elif not call.open:
-            self.answer("STALE")
-        else:
-            call.idle_at = min(self.now + call.tool.idle, call.end_at)
-            self.progress_waits[call.id] = frame
-            ago = self.now - self.progress_logged.get(call.id, -FOREVER)
-            seq = self.log_progress(call) if ago >= SECOND else 0
-            self.answer("ACCEPTED", seq, call.turn)
-
-    # --- readers, drains, losses --------------------------------------------------------------
-
-    def readers_changed(self, count: int, now: int | None = None) -> None:
-        self.begin(self.now if now is None else now)
-        left = self.readers and not count
-        self.readers = count
-        if left:
+        if self.readers and not count:
             self.absent = self.now
+        self.readers = count
         if not count and self.config.policy == "CANCEL_NOW" and self.running and not self.stopping:
             self.stop("DISCONNECTED")
         self.settle()
@@ -1038,6 +981,7 @@ class Reference:
         self.settle()
 
     def close(self, reason: str, now: int) -> None:
+        """The session is deleted; whatever runs ends first."""
         self.begin(now)
         if self.log.closed:
             return
@@ -1049,12 +993,9 @@ class Reference:
                 why, self.run.why = self.run.why or why, ""
                 self.confirmed(None)
             if why == "DISCONNECTED":
-                self.cancel_calls(self.running, "CLOSED")
+                self.cancel_open(self.running.calls, "CLOSED")
             self.end_turn(why)
-        for call in self.log.calls.values():
-            if call.open:
-                self.emit("tool_call_cancelled", call=call.id, reason="CLOSED")
-                self.end_call(call, "CANCELLED")
+        self.cancel_open(list(self.log.calls.values()), "CLOSED")
         self.emit("session_closed", reason=reason)
         self.log.closed = True
 
@@ -1063,16 +1004,13 @@ class Reference:
         return copy.deepcopy(self.log)
 
     def lose(self, log: Durable, now: int, *, continues: bool) -> None:
-        """The process is gone; the next one finds this log."""
+        """The process is gone; the next one finds this log, perhaps an engine that continues."""
         self.log = copy.deepcopy(log)
         self.begin(now)
         self.soft()
         self.recovered = self.now
-        turn = self.running
-        if turn is not None:
-            turn.estimated = True
-            turn.wasted = turn.carry = turn.prompt = turn.cached = 0
-            self.recover(turn, continues=continues)
+        if self.running is not None:
+            self.recover(self.running, continues=continues)
         self.settle()
 
     def recover(self, turn: Turn, *, continues: bool) -> None:
@@ -1084,10 +1022,9 @@ class Reference:
             self.steer_since = self.now
         if turn.awaits:
             return
-        said = turn.text[turn.round_text[-1] :]
-        calls = [one for one in turn.calls if one.round == turn.round]
-        answered = any(one.ready for one in calls)
-        begun = bool(said or calls or len(turn.reasoning) > turn.round_reasoning)
+        said, calls = turn.round_said, turn.round_calls
+        answered = any(call.ready for call in calls)
+        begun = bool(said or calls or turn.round_thought)
         # Silent: there is nothing to go on from where the model had only thought.
         goes_on = answered or not begun or (continues and bool(said or calls))
         if (
@@ -1105,18 +1042,3 @@ class Reference:
             self.next_round(turn)
         else:
             self.ask(turn, said)
-
-
-def compact(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
-
-
-def whole(parts: list[Frame]) -> str:
-    """What the model is told of a result that came in these parts."""
-    last = parts[-1]
-    if last.error is not None:
-        return compact({"error": last.error})
-    if all(one.content is not None for one in parts):
-        return compact("".join(one.content or "" for one in parts))
-    said = [json.loads(one.json) if one.content is None else one.content for one in parts]
-    return compact(said[0] if len(said) == 1 else said)

@@ -150,6 +150,7 @@ def of_event(event: event_pb2.Event) -> dict[str, Any]:
             fields["cached"] = body.usage.cached_prompt_tokens
             fields["estimated"] = body.usage.estimated
             fields["total"] = body.timing.total.ToNanoseconds()
+            fields["paused"] = body.timing.paused.ToNanoseconds()
         case "session_closed":
             fields["reason"] = body.reason
     return fields
@@ -440,9 +441,9 @@ class Both:
         elif by == "turn" and turns:
             to = {"turn": dice.of(turns).id}
         elif by == "frame" and turns and turns[-1].inputs:
-            to = {"target": dice.of(turns[-1].inputs).frame or "x"}
+            to = {"target": dice.of(turns[-1].inputs).id or "x"}
         elif by == "queued" and queue:
-            to = {"target": dice.of(queue).frame or "x"}
+            to = {"target": dice.of(queue).id or "x"}
         elif by == "sent" and self.frames:
             to = {"target": dice.of(self.frames).id or "x"}
         keep = dice.of(["DISPLAYED", "DISPLAYED", "GENERATED", "NOTHING"])
