@@ -173,8 +173,7 @@ def test_its_time_runs_out_long_after_its_turn() -> None:
 
 def test_no_checkpoint_while_it_is_open() -> None:
     driver, call_id = rested()
-    assert driver.session.active
-    assert not driver.session.quiescent
+    assert (driver.session.active, driver.session.quiescent) == (True, False)
     with pytest.raises(ValueError, match="1 calls open"):
         driver.session.checkpoint()
     driver.result(call_id, json="7", scheduling=SILENT)
