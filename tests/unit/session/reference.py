@@ -987,13 +987,13 @@ class Reference:
             return
         if self.running is not None:
             # Silent: a deleted session's turn ends DISCONNECTED, and nobody waits for its engine.
-            why = "DISCONNECTED"
-            if self.run is not None:
-                self.effects.append(("stop", self.run.id))
-                why, self.run.why = self.run.why or why, ""
-                self.confirmed(None)
+            why = (self.run and self.run.why) or "DISCONNECTED"
             if why == "DISCONNECTED":
                 self.cancel_open(self.running.calls, "CLOSED")
+            if self.run is not None:
+                self.effects.append(("stop", self.run.id))
+                self.run.why = ""
+                self.confirmed(None)
             self.end_turn(why)
         self.cancel_open(list(self.log.calls.values()), "CLOSED")
         self.emit("session_closed", reason=reason)

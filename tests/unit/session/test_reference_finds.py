@@ -6,6 +6,7 @@ from backchannel.v1 import session_pb2
 from tests.unit.session.driver import (
     ACCEPTED,
     CANCEL_NOW,
+    CANCELLED,
     DISCONNECTED,
     Driver,
     limits,
@@ -63,3 +64,13 @@ def test_a_call_that_a_lost_process_had_cancelled_was_told_to_stop() -> None:
     driver.interrupt()
     (stopped,) = driver.of("turn_interrupted")
     assert [one.state for one in stopped.tools] == [session_pb2.ToolOutcome.STATE_CANCEL_SENT]
+
+
+def test_a_session_that_is_closed_says_what_its_model_went_on_without() -> None:
+    driver = Driver(tools=[tool("look", blocking=False)])
+    driver.say()
+    driver.call()
+    driver.finish("tool_calls")  # The next round is at work.
+    driver.close()
+    (ended,) = driver.of("tool_call_finished")
+    assert (ended.outcome, ended.scheduling) == (CANCELLED, session_pb2.SCHEDULING_SILENT)
